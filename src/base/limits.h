@@ -1,0 +1,49 @@
+/* limits.h - every bound, and how the bounds hang together. */
+#pragma once
+#include "base/base.h"
+#include <assert.h>
+
+/* names and specs */
+#define FUNCTION_NAME_BYTES_MAX 63u /* one DNS label, RFC 1123 2.1 */
+#define FUNCTION_COUNT_MAX 1000000u
+#define ENV_COUNT_MAX 256u
+#define ENV_BYTES_MAX (64u * 1024u) /* all of a function's names and values */
+#define COMMAND_BYTES_MAX (16u * 1024u)
+#define SPEC_JSON_BYTES_MAX (1024u * 1024u)
+
+/* archives */
+#define CODE_ARCHIVE_BYTES_MAX (512 * MIB)   /* as uploaded */
+#define CODE_UNPACKED_BYTES_MAX (2 * GIB)    /* as unpacked */
+#define CODE_ENTRIES_MAX 200000u
+#define CODE_RATIO_MAX 1032u                 /* deflate cannot do more */
+#define CODE_PATH_BYTES_MAX 4096u
+#define CODE_NAME_BYTES_MAX 255u
+
+/* HTTP (RFC 9110/9112) */
+#define HTTP_HEAD_BYTES_MAX (32u * 1024u)
+#define HTTP_HEADER_COUNT_MAX 100u
+#define HTTP_CHUNK_LINE_BYTES_MAX 256u
+#define HTTP_TRAILER_BYTES_MAX (8u * 1024u)
+#define HTTP_HEAD_TIMEOUT_MS 10000u
+#define HTTP_IDLE_TIMEOUT_MS 60000u
+
+/* data plane */
+#define QUEUE_PER_FUNCTION_DEFAULT 10000u
+#define REQUEST_BODY_BYTES_DEFAULT (4 * GIB)
+#define UPSTREAM_CONNECT_TIMEOUT_MS 1000u
+
+/* cluster protocol */
+#define FRAME_BYTES_MAX (16u * 1024u * 1024u)
+#define BLOB_CHUNK_BYTES (256u * 1024u)
+#define HEARTBEAT_PERIOD_MS 500u
+#define PEER_DEAD_AFTER_MS_DEFAULT 2000u
+static_assert(PEER_DEAD_AFTER_MS_DEFAULT >= 3 * HEARTBEAT_PERIOD_MS, "one lost beat kills nobody");
+static_assert(BLOB_CHUNK_BYTES * 4 < FRAME_BYTES_MAX, "a chunk fits a frame with room");
+
+/* sandboxes of one worker */
+#define SANDBOXES_PER_WORKER_MAX 4096u
+#define STOP_GRACE_MS_DEFAULT 10000u
+#define START_DEADLINE_MS_DEFAULT 60000u
+#define SANDBOX_LOG_BYTES_MAX (8u * 1024u * 1024u)
+#define SANDBOX_LOG_LINE_BYTES_MAX (16u * 1024u)
+#define EXIT_OUTPUT_BYTES_MAX 2048u /* last output carried with an exit */

@@ -1,0 +1,58 @@
+/* link.h - one connection of the cluster protocol: frames of protobuf messages, batched by turn,
+ * heartbeats, silence detection; and the dialler that keeps a connection to one control plane.
+ * Loop thread only; never blocks. Implements the framing described in dirigent.proto.
+ *
+ * A link is symmetric: the control plane uses link_accept(), workers and data planes use a dialler.
+ * What is to be sent is handed over as a packed protobuf message (ProtobufCMessage); it is packed
+ * straight into the link's out-buffer, and one write per turn sends everything.
+ * Back-pressure: link_pending_bytes() tells what the peer has not taken; above
+ * LINK_PENDING_BYTES_MAX the link closes with ERR_BUSY (a peer that does not read is as good as
+ * dead), so bulk senders (blobs, logs) wait for on_drained when pending exceeds 1 MiB. */
+#pragma once
+#include "base/base.h"
+#include "loop/loop.h"
+#include <protobuf-c/protobuf-c.h>
+
+#define PROTOCOL_VERSION_MIN 1u
+#define PROTOCOL_VERSION_MAX 1u
+#define LINK_PENDING_BYTES_MAX (256u * 1024u * 1024u)
+
+struct link; /* opaque, owned by its creator until on_closed */
+struct link_callbacks {
+    /* A whole frame, valid during the call. Unpack with the generated code; an unpack failure is
+     * answered with link_close(). */
+    void (*on_frame)(struct link *link, void *user, const uint8_t *data, size_t bytes);
+    void (*on_drained)(struct link *link, void *user); /* may be NULL */
+    /* Told once, by our close or theirs; the link is freed after it returns. `why` is a sentence. */
+    void (*on_closed)(struct link *link, void *user, enum err err, const char *why);
+};
+/* Takes over a connected socket. */
+must_check enum err link_accept(struct loop *loop, int fd, const struct link_callbacks *callbacks,
+                                void *user, struct link **ret_link, struct error *e);
+void link_send(struct link *link, const ProtobufCMessage *message);
+size_t link_pending_bytes(const struct link *link);
+void link_close(struct link *link, enum err err, const char *why);
+/* After the handshake: `heartbeat_ms` > 0 sends an empty frame when nothing was sent for so long;
+ * `dead_after_ms` > 0 closes with ERR_TIMEOUT after so much silence. */
+void link_set_timers(struct link *link, uint32_t heartbeat_ms, uint32_t dead_after_ms);
+void link_peer_address(const struct link *link, char *ret_text, size_t bytes); /* 64 bytes are enough */
+
+/* Keeps one connection to `address`: dials, tells on_up with a fresh link, and after on_closed dials
+ * again, at once the first time, then with exponential delay 10 ms … 1 s with jitter. */
+struct dialler;
+struct dialler_callbacks {
+    void (*on_up)(struct dialler *d, void *user, struct link *link); /* send Hello here */
+    struct link_callbacks link; /* on_closed here is told for each lost link */
+    /* Each failed attempt; may be NULL. */
+    void (*on_failed)(struct dialler *d, void *user, const char *why);
+};
+must_check enum err dialler_new(struct loop *loop, const char *address,
+                                const struct dialler_callbacks *callbacks, void *user,
+                                struct dialler **ret_dialler, struct error *e);
+void dialler_free(struct dialler *d); /* closes its link without telling */
+
+/* Frame decoder, pure: for the link and for fuzzing. Looks at `data`; on ERR_OK *ret_payload and
+ * *ret_payload_bytes say where the first frame's payload is and *ret_frame_bytes its whole length.
+ * ERR_MORE: not all there yet. ERR_TOO_LARGE: length above FRAME_BYTES_MAX. */
+must_check enum err frame_decode(const uint8_t *data, size_t bytes, const uint8_t **ret_payload,
+                                 size_t *ret_payload_bytes, size_t *ret_frame_bytes);
