@@ -49,9 +49,9 @@ static bool read_decimal(struct str text, struct decimal *ret, struct str *ret_r
     size_t i = 0;
     *ret = (struct decimal){0};
     for (; i < text.bytes && is_digit(text.data[i]); i++) {
-        if (ret->whole > UINT64_MAX / 10 - 1)
+        if (__builtin_mul_overflow(ret->whole, 10, &ret->whole) ||
+            __builtin_add_overflow(ret->whole, (uint64_t)(text.data[i] - '0'), &ret->whole))
             return false;
-        ret->whole = ret->whole * 10 + (uint64_t)(text.data[i] - '0');
     }
     if (i == 0)
         return false;

@@ -401,7 +401,7 @@ static json_t *resolve_patch(const json_t *patch, const json_t *present, const j
         const json_t *plain = json_object_get(standard, name);
         bool pairs = strcmp(name, "env") == 0 || strcmp(name, "labels") == 0;
         const struct spec_field *alias = find_alias(name);
-        if (json_is_null(value) && alias != NULL)
+        if (plain == NULL && alias != NULL)
             plain = json_object_get(json_object_get(standard, "scaling"), name);
         if (json_is_null(value) && plain != NULL)
             json_object_set(resolved, name, (json_t *)plain);

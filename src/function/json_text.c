@@ -18,9 +18,10 @@ static unsigned text_depth(struct str text)
         if (c == '"')
             in_string = true;
         else if (c == '{' || c == '[')
-            deepest = MAX(deepest, ++depth);
+            depth++;
         else if ((c == '}' || c == ']') && depth > 0)
             depth--;
+        deepest = MAX(deepest, depth);
     }
     return deepest;
 }
