@@ -91,6 +91,6 @@ uint64_t clock_real_ms(void);
 must_check enum err file_read(const char *path, size_t bytes_max, char **ret_text,
                               size_t *ret_bytes, struct error *e);
 /* Writes all of it, retrying short writes and EINTR. */
-must_check enum err fd_write_all(int fd, const void *data, size_t bytes);
+enum err fd_write_all(int fd, const void *data, size_t bytes);
 /* mkdir -p with the mode for what it makes. */
 must_check enum err dir_make_all(const char *path, mode_t mode, struct error *e);

@@ -125,7 +125,8 @@ void loop_listener_stop(struct loop_listener *listener); /* closes its descripto
  * Sending: loop_stream_send() tries the kernel at once; what it does not take is copied to the stream
  * and sent when there is room. Then on_drained runs, once, when all of it has gone. Whoever relays
  * pauses its source while loop_stream_pending() > 0, so that at most one chunk is ever copied.
- * A broken connection is told by on_recv (ERR_CLOSED), not by send.
+ * A broken connection is told by on_recv (ERR_CLOSED), not by send; when a send has failed, also while
+ * receiving is paused.
  *
  * on_connect runs once for loop_stream_connect(): ERR_OK, or the failure with errno in `error_number`.
  */
@@ -144,7 +145,9 @@ struct loop_stream {
     int error_number; /* errno of the failure last told */
     /* private to the loop */
     uint32_t kind;
-    bool paused, connecting, readable, writable, ended, broken, shutdown_pending, closing, in_ready_list;
+    int send_failure; /* errno of a failed send, until it is told */
+    bool paused, connecting, readable, writable, ended, broken, shutdown_pending, shutdown_seen, closing,
+        in_ready_list;
     char *pending;
     size_t pending_bytes, pending_offset, pending_capacity;
     struct list ready_node;
@@ -160,8 +163,6 @@ must_check enum err loop_stream_connect(struct loop *loop, struct loop_stream *s
                                         const struct loop_stream_callbacks *callbacks,
                                         const struct sockaddr *address, socklen_t address_bytes,
                                         bool *ret_connected, struct error *e);
-/* Reads once now, into on_recv before it returns, when bytes are there. For a caller that just
- * sent a request and wants no extra turn; optional. */
 void loop_stream_send(struct loop_stream *s, const void *data, size_t bytes);
 void loop_stream_sendv(struct loop_stream *s, const struct iovec *parts, int count);
 static inline size_t loop_stream_pending(const struct loop_stream *s)

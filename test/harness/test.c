@@ -40,13 +40,27 @@ void test_skip(const char *reason)
     skip_reason = reason;
 }
 
-static void run_property(struct test_case *t, uint64_t seed)
+static void run_property(const struct test_case *t, uint64_t seed)
 {
     struct rng rng;
     rng_init(&rng, seed);
     t->property(&rng);
     if (failures_in_test > 0)
         printf("# seed %" PRIu64 " (run again with: --seed %" PRIu64 " %s)\n", seed, seed, t->name);
+}
+
+/* A frame of its own: longjmp() back here must find no changed variable. */
+static void run_one(const struct test_case *t, bool has_seed, uint64_t seed_only)
+{
+    if (setjmp(abort_point) != 0)
+        return;
+    if (t->test != NULL)
+        t->test();
+    else if (has_seed)
+        run_property(t, seed_only);
+    else
+        for (uint64_t s = 1; s <= test_property_runs && failures_in_test == 0; s++)
+            run_property(t, s);
 }
 
 int main(int argc, char **argv)
@@ -72,15 +86,7 @@ int main(int argc, char **argv)
             continue;
         failures_in_test = 0;
         skip_reason = NULL;
-        if (setjmp(abort_point) == 0) {
-            if (t->test != NULL)
-                t->test();
-            else if (has_seed)
-                run_property(t, seed_only);
-            else
-                for (uint64_t s = 1; s <= test_property_runs && failures_in_test == 0; s++)
-                    run_property(t, s);
-        }
+        run_one(t, has_seed, seed_only);
         index++;
         failed += failures_in_test > 0;
         printf("%s %u - %s%s%s\n", failures_in_test > 0 ? "not ok" : "ok", index, t->name,
