@@ -175,6 +175,8 @@ void loop_stream_resume(struct loop_stream *s);
 void loop_stream_shutdown(struct loop_stream *s);
 /* Closes (dropping what is pending); on_closed runs at the end of this turn. Once. */
 void loop_stream_close(struct loop_stream *s);
+/* As close, but the socket lives on and is the caller's: returned. on_closed runs as after a close. */
+int loop_stream_release(struct loop_stream *s);
 /* As close, but the peer gets a reset (SO_LINGER 0): a cut answer must not look complete. */
 void loop_stream_reset(struct loop_stream *s);
 

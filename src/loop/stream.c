@@ -318,6 +318,15 @@ void loop_stream_close(struct loop_stream *s)
     list_push_back(&s->loop->closed, &s->ready_node);
 }
 
+int loop_stream_release(struct loop_stream *s)
+{
+    assert(!s->closing);
+    (void)epoll_ctl(s->loop->epoll_fd, EPOLL_CTL_DEL, s->fd, NULL);
+    int fd = fd_take(&s->fd);
+    loop_stream_close(s);
+    return fd;
+}
+
 void loop_stream_reset(struct loop_stream *s)
 {
     struct linger linger = {.l_onoff = 1, .l_linger = 0};

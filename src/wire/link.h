@@ -54,5 +54,10 @@ void dialler_free(struct dialler *d); /* closes its link without telling */
 /* Frame decoder, pure: for the link and for fuzzing. Looks at `data`; on ERR_OK *ret_payload and
  * *ret_payload_bytes say where the first frame's payload is and *ret_frame_bytes its whole length.
  * ERR_MORE: not all there yet. ERR_TOO_LARGE: length above FRAME_BYTES_MAX. */
+#define FRAME_HEAD_BYTES 4u
 must_check enum err frame_decode(const uint8_t *data, size_t bytes, const uint8_t **ret_payload,
                                  size_t *ret_payload_bytes, size_t *ret_frame_bytes);
+void frame_head_encode(uint32_t payload_bytes, uint8_t *ret_head); /* FRAME_HEAD_BYTES bytes */
+
+/* Between dialler and link: closes and tells nobody; the link frees itself. */
+void link_abandon(struct link *link);

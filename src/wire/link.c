@@ -1,0 +1,220 @@
+/* link.c - one connection. Out: messages are packed into `out` and leave in one write at the end of the turn. In: whole
+ * frames are handed over straight from the loop's buffer; what is cut off waits in `in`. */
+#include "wire/link.h"
+#include "base/limits.h"
+#include "base/str.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+#define OUT_KEPT_BYTES (256u * 1024u) /* a larger buffer is given back after use */
+
+struct link {
+    struct loop *loop;
+    struct loop_stream stream;
+    struct loop_deferred flush;
+    struct loop_timer timer;
+    const struct link_callbacks *callbacks;
+    void *user;
+    struct buf out, in;
+    uint64_t sent_ns, heard_ns, heartbeat_ns, dead_after_ns;
+    bool closing;
+    enum err err;
+    char why[256], peer[64];
+};
+
+static void on_recv(struct loop_stream *s, enum err err, const char *data, size_t bytes);
+static void on_drained(struct loop_stream *s);
+static void on_stream_closed(struct loop_stream *s);
+
+static const struct loop_stream_callbacks stream_callbacks = {
+    .on_recv = on_recv, .on_drained = on_drained, .on_closed = on_stream_closed};
+
+static void timer_next(struct link *l)
+{
+    uint64_t due = UINT64_MAX;
+    if (l->heartbeat_ns > 0)
+        due = l->sent_ns + l->heartbeat_ns;
+    if (l->dead_after_ns > 0)
+        due = MIN(due, l->heard_ns + l->dead_after_ns);
+    if (due != UINT64_MAX && !l->closing)
+        loop_timer_start(l->loop, &l->timer, due);
+}
+
+static void on_timer(struct loop_timer *timer)
+{
+    struct link *l = container_of(timer, struct link, timer);
+    uint64_t now = loop_now_ns(l->loop);
+    if (l->dead_after_ns > 0 && now >= l->heard_ns + l->dead_after_ns) {
+        char why[64];
+        (void)snprintf(why, sizeof(why), "nothing heard for %" PRIu64 " ms", l->dead_after_ns / NS_PER_MS);
+        link_close(l, ERR_TIMEOUT, why);
+        return;
+    }
+    if (l->heartbeat_ns > 0 && now >= l->sent_ns + l->heartbeat_ns) {
+        uint8_t head[FRAME_HEAD_BYTES];
+        frame_head_encode(0, head);
+        buf_append(&l->out, head, sizeof(head));
+        l->sent_ns = now;
+        loop_defer(l->loop, &l->flush);
+    }
+    timer_next(l);
+}
+
+static void on_flush(struct loop_deferred *d)
+{
+    struct link *l = container_of(d, struct link, flush);
+    if (l->closing || l->out.bytes == 0)
+        return;
+    loop_stream_send(&l->stream, l->out.data, l->out.bytes);
+    l->sent_ns = loop_now_ns(l->loop);
+    l->out.bytes = 0;
+    if (l->out.capacity > OUT_KEPT_BYTES)
+        buf_done(&l->out);
+    if (loop_stream_pending(&l->stream) > LINK_PENDING_BYTES_MAX)
+        link_close(l, ERR_BUSY, "the peer does not read what it is sent");
+}
+
+/* Hands over whole frames; returns how many bytes were used. */
+static size_t frames_take(struct link *l, const uint8_t *data, size_t bytes)
+{
+    size_t used = 0;
+    while (!l->closing) {
+        const uint8_t *payload;
+        size_t payload_bytes, frame_bytes;
+        enum err err = frame_decode(data + used, bytes - used, &payload, &payload_bytes, &frame_bytes);
+        if (err == ERR_MORE)
+            break;
+        if (err != ERR_OK) {
+            link_close(l, ERR_PROTOCOL, "a frame is larger than the limit");
+            break;
+        }
+        used += frame_bytes;
+        if (payload_bytes > 0)
+            l->callbacks->on_frame(l, l->user, payload, payload_bytes);
+    }
+    return used;
+}
+
+static void on_recv(struct loop_stream *s, enum err err, const char *data, size_t bytes)
+{
+    struct link *l = container_of(s, struct link, stream);
+    if (err != ERR_OK) {
+        link_close(l, ERR_CLOSED, err == ERR_END ? "closed by the other side" : "connection broken");
+        return;
+    }
+    l->heard_ns = loop_now_ns(l->loop);
+    if (l->in.bytes == 0) {
+        size_t used = frames_take(l, (const uint8_t *)data, bytes);
+        if (!l->closing)
+            buf_append(&l->in, data + used, bytes - used);
+        return;
+    }
+    buf_append(&l->in, data, bytes);
+    size_t used = frames_take(l, (const uint8_t *)l->in.data, l->in.bytes);
+    if (l->closing)
+        return;
+    buf_consume(&l->in, used);
+    if (l->in.bytes == 0 && l->in.capacity > OUT_KEPT_BYTES)
+        buf_done(&l->in);
+}
+
+static void on_drained(struct loop_stream *s)
+{
+    struct link *l = container_of(s, struct link, stream);
+    if (l->callbacks->on_drained != NULL)
+        l->callbacks->on_drained(l, l->user);
+}
+
+static void on_stream_closed(struct loop_stream *s)
+{
+    struct link *l = container_of(s, struct link, stream);
+    if (l->callbacks != NULL)
+        l->callbacks->on_closed(l, l->user, l->err, l->why);
+    buf_done(&l->in);
+    buf_done(&l->out);
+    free(l);
+}
+
+enum err link_accept(struct loop *loop, int fd, const struct link_callbacks *callbacks, void *user,
+                     struct link **ret_link, struct error *e)
+{
+    struct link *l = mem_new(sizeof(*l));
+    l->loop = loop;
+    l->callbacks = callbacks;
+    l->user = user;
+    l->flush.on_turn_end = on_flush;
+    l->sent_ns = l->heard_ns = loop_now_ns(loop);
+    loop_timer_init(&l->timer, on_timer);
+    struct sockaddr_storage peer = {0};
+    socklen_t bytes = sizeof(peer);
+    if (getpeername(fd, (struct sockaddr *)&peer, &bytes) == 0)
+        address_format((struct sockaddr *)&peer, l->peer, sizeof(l->peer));
+    enum err err = loop_stream_init(loop, &l->stream, &stream_callbacks, fd, e);
+    if (err != ERR_OK) {
+        free(l);
+        return err;
+    }
+    *ret_link = l;
+    return ERR_OK;
+}
+
+void link_send(struct link *l, const ProtobufCMessage *message)
+{
+    if (l->closing)
+        return;
+    size_t bytes = protobuf_c_message_get_packed_size(message);
+    if (bytes > FRAME_BYTES_MAX) {
+        link_close(l, ERR_TOO_LARGE, "a message of ours is larger than a frame may be");
+        return;
+    }
+    uint8_t *frame = (uint8_t *)buf_reserve(&l->out, FRAME_HEAD_BYTES + bytes);
+    frame_head_encode((uint32_t)bytes, frame);
+    (void)protobuf_c_message_pack(message, frame + FRAME_HEAD_BYTES);
+    l->out.bytes += FRAME_HEAD_BYTES + bytes;
+    loop_defer(l->loop, &l->flush);
+}
+
+size_t link_pending_bytes(const struct link *l)
+{
+    return l->out.bytes + loop_stream_pending(&l->stream);
+}
+
+void link_close(struct link *l, enum err err, const char *why)
+{
+    if (l->closing)
+        return;
+    on_flush(&l->flush); /* a refusal that was just sent should arrive */
+    if (l->closing)
+        return; /* the flush itself gave up */
+    l->closing = true;
+    l->err = err;
+    (void)snprintf(l->why, sizeof(l->why), "%s", why);
+    loop_timer_stop(l->loop, &l->timer);
+    loop_defer_cancel(&l->flush);
+    loop_stream_close(&l->stream);
+}
+
+/* For a dialler that goes: closes and tells nobody. */
+void link_abandon(struct link *l)
+{
+    l->callbacks = NULL;
+    if (l->closing)
+        return;
+    on_flush(&l->flush);
+    l->closing = true;
+    loop_timer_stop(l->loop, &l->timer);
+    loop_defer_cancel(&l->flush);
+    loop_stream_close(&l->stream);
+}
+
+void link_set_timers(struct link *l, uint32_t heartbeat_ms, uint32_t dead_after_ms)
+{
+    l->heartbeat_ns = heartbeat_ms * NS_PER_MS;
+    l->dead_after_ns = dead_after_ms * NS_PER_MS;
+    timer_next(l);
+}
+
+void link_peer_address(const struct link *l, char *ret_text, size_t bytes)
+{
+    (void)snprintf(ret_text, bytes, "%s", l->peer);
+}
