@@ -1,0 +1,69 @@
+/* store.h - where registrations are kept: the only durable state of a control plane.
+ *
+ * A record is {kind, id, value}; the value is a text (JSON, see ../records.h) that the store does not read.
+ * The store's own thread carries out writes: what is queued when it comes round becomes one transaction
+ * (group commit), so that a thousand writers wait for one fsync. A write is told to its loop only after it
+ * is on disk. Every transaction compares the epoch that this leader took: a leader that was succeeded writes
+ * nothing (ERR_STALE).
+ *
+ * Life: store_open() → store_take_epoch() → store_load() → store_start() → store_submit() … →
+ * store_stop() → one turn of the loop → store_close(). All but store_submit() block; they are for start
+ * and end of the program.
+ * Loop thread only. Behind it is a back end (store_backend.h): SQLite here, etcd later, which will
+ * also tell what others wrote through `on_lost`. */
+#pragma once
+#include "base/base.h"
+#include "loop/loop.h"
+
+enum store_kind { STORE_FUNCTION, STORE_WORKER, STORE_DATA_PLANE, STORE_KIND_COUNT };
+#define STORE_VALUE_BYTES_MAX (4u * 1024u * 1024u)
+
+struct store; /* opaque */
+struct store_backend;
+
+/* One write. Owned by the caller, who keeps it until on_done. */
+struct store_write {
+    enum store_kind kind;
+    uint64_t id;      /* > 0 */
+    char *value;      /* put; NULL: delete. Owned by the caller, unchanged until on_done */
+    uint64_t next_id; /* ids below are used up, also after a delete: kept with the write */
+    /* Told on the loop's thread: ERR_OK is durable. ERR_NO_SPACE: nothing was written, later writes may
+     * succeed. Others: nothing can be known; `on_lost` follows. The write may be freed here. */
+    void (*on_done)(struct store_write *write, enum err err, const struct error *e);
+    struct { /* private */
+        struct loop_post post;
+        struct store_write *next;
+        enum err err;
+        struct error error;
+    } private;
+};
+
+/* `where` is the back end's: a file name for SQLite. Refuses what is damaged (ERR_CORRUPT), written by a newer
+ * version (ERR_VERSION), in use by another process (ERR_BUSY), or no store; the sentence names it. */
+must_check enum err store_open(const struct store_backend *backend, const char *where,
+                               struct store **ret_store, struct error *e);
+/* Begins a leadership: the epoch, higher than every one before, is on disk when this returns. */
+must_check enum err store_take_epoch(struct store *s, uint64_t *ret_epoch, struct error *e);
+/* Tells every record, functions first, by id. `value` is valid during the call. on_record's failure ends
+ * the load. *ret_next_id is above every id ever used. */
+typedef enum err store_on_record(void *user, enum store_kind kind, uint64_t id, const char *value,
+                                 struct error *e);
+must_check enum err store_load(struct store *s, store_on_record *on_record, void *user,
+                               uint64_t *ret_next_id, struct error *e);
+/* on_lost: the store cannot be used any more (input or output error, or another leader took over);
+ * told once, on the loop's thread. The program should end: what it holds may not be what is stored. */
+typedef void store_on_lost(void *user, enum err err, const char *why);
+must_check enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
+                                void *user, struct error *e);
+/* Writes are carried out in the order in which they were submitted. */
+void store_submit(struct store *s, struct store_write *write);
+/* Carries out what is queued and ends the thread. What it had to tell waits in the loop: run one more turn
+ * before store_close(). */
+void store_stop(struct store *s);
+void store_close(struct store *s); /* stopped, or never started; NULL does nothing */
+
+struct store_numbers {
+    uint64_t writes, transactions, failures;
+    uint64_t commit_us_last, commit_us_max;
+};
+void store_numbers(struct store *s, struct store_numbers *ret);
