@@ -214,6 +214,11 @@ void link_set_timers(struct link *l, uint32_t heartbeat_ms, uint32_t dead_after_
     timer_next(l);
 }
 
+uint64_t link_heard_ns(const struct link *l)
+{
+    return l->heard_ns;
+}
+
 void link_peer_address(const struct link *l, char *ret_text, size_t bytes)
 {
     (void)snprintf(ret_text, bytes, "%s", l->peer);

@@ -35,6 +35,8 @@ void link_close(struct link *link, enum err err, const char *why);
 /* After the handshake: `heartbeat_ms` > 0 sends an empty frame when nothing was sent for so long;
  * `dead_after_ms` > 0 closes with ERR_TIMEOUT after so much silence. */
 void link_set_timers(struct link *link, uint32_t heartbeat_ms, uint32_t dead_after_ms);
+/* When anything was heard last, heartbeats too (which on_frame does not tell). Monotonic. */
+uint64_t link_heard_ns(const struct link *link);
 void link_peer_address(const struct link *link, char *ret_text, size_t bytes); /* 64 bytes are enough */
 
 /* Keeps one connection to `address`: dials, tells on_up with a fresh link, and after on_closed dials

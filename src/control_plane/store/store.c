@@ -175,8 +175,14 @@ enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
 
 void store_submit(struct store *s, struct store_write *write)
 {
-    assert(s->started && write->id > 0 && write->kind < STORE_KIND_COUNT);
+    assert(s->loop != NULL && write->id > 0 && write->kind < STORE_KIND_COUNT);
     write->private.next = NULL;
+    if (!s->started) {
+        struct error e = {0};
+        enum err err = error_set(&e, ERR_CLOSED, "the control plane is stopping");
+        tell_batch(s, write, err, &e);
+        return;
+    }
     pthread_mutex_lock(&s->mutex);
     assert(!s->closing);
     *s->last = write;

@@ -55,7 +55,8 @@ must_check enum err store_load(struct store *s, store_on_record *on_record, void
 typedef void store_on_lost(void *user, enum err err, const char *why);
 must_check enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
                                 void *user, struct error *e);
-/* Writes are carried out in the order in which they were submitted. */
+/* Writes are carried out in the order in which they were submitted. After store_stop() they fail
+ * (ERR_CLOSED), told in the next turn. */
 void store_submit(struct store *s, struct store_write *write);
 /* Carries out what is queued and ends the thread. What it had to tell waits in the loop: run one more turn
  * before store_close(). */

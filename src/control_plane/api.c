@@ -1,0 +1,447 @@
+/* api.c - the router: one table of routes, answers, and calls that wait for a version. */
+#include "base/log.h"
+#include "control_plane/api_internal.h"
+#include "control_plane/blobs.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+
+struct route {
+    enum http_method method;
+    const char *path; /* '*' stands for one name */
+    api_handler *handler;
+};
+/* clang-format off */
+static const struct route routes[] = {
+    {HTTP_GET,    "/v1/functions",        handle_functions_list},
+    {HTTP_GET,    "/v1/functions/*",      handle_function_get},
+    {HTTP_PUT,    "/v1/functions/*",      handle_function_put},
+    {HTTP_PATCH,  "/v1/functions/*",      handle_function_patch},
+    {HTTP_DELETE, "/v1/functions/*",      handle_function_delete},
+    {HTTP_PUT,    "/v1/functions/*/code", handle_code_put},
+    {HTTP_GET,    "/v1/functions/*/logs", handle_logs_get},
+    {HTTP_GET,    "/v1/workers",          handle_workers_list},
+    {HTTP_GET,    "/v1/data-planes",      handle_data_planes_list},
+    {HTTP_GET,    "/v1/sandboxes",        handle_sandboxes_list},
+    {HTTP_GET,    "/v1/status",           handle_status},
+    {HTTP_GET,    "/healthz",             handle_healthz},
+    {HTTP_GET,    "/readyz",              handle_readyz},
+    {HTTP_GET,    "/metrics",             handle_metrics},
+    {HTTP_GET,    "/health",              handle_healthz}, /* the original's */
+    {HTTP_GET,    "/check",               handle_check},
+};
+/* clang-format on */
+
+/* ---- answers ---- */
+
+void answer_json(struct http_exchange *x, unsigned status, json_t *json)
+{
+    char *text = json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(json);
+    assert(text != NULL); /* whatever came from outside was made valid text before */
+    struct buf body = {0};
+    buf_append_str(&body, str_of(text));
+    buf_append_str(&body, STR("\n"));
+    free(text);
+    http_exchange_answer(x, status, "application/json", buf_str(&body),
+                         "Cache-Control: no-store\r\n");
+    buf_done(&body);
+}
+
+void answer_text(struct http_exchange *x, unsigned status, const char *text)
+{
+    http_exchange_answer(x, status, "text/plain; charset=utf-8", str_of(text),
+                         "Cache-Control: no-store\r\n");
+}
+
+json_t *json_lossy(const char *data, size_t bytes)
+{
+    json_t *json = json_stringn(data != NULL ? data : "", bytes);
+    if (json != NULL)
+        return json;
+    cleanup(free_pointer) char *ascii = mem_strndup(data, bytes);
+    for (size_t i = 0; i < bytes; i++)
+        if ((unsigned char)ascii[i] >= 0x80)
+            ascii[i] = '?';
+    return json_stringn(ascii, bytes);
+}
+
+static json_t *error_json(const char *code, const char *message, const char *field)
+{
+    json_t *inner = json_object();
+    json_object_set_new(inner, "code", json_string(code));
+    json_object_set_new(inner, "message", json_lossy(message, strlen(message)));
+    if (field != NULL && field[0] != '\0')
+        json_object_set_new(inner, "field", json_lossy(field, strlen(field)));
+    return json_pack("{s:o}", "error", inner);
+}
+
+void answer_error_status(struct http_exchange *x, unsigned status, const char *code,
+                         const char *message, const char *field)
+{
+    answer_json(x, status, error_json(code, message, field));
+}
+
+void answer_error(struct http_exchange *x, enum err err, const struct error *e)
+{
+    const char *message = e->text[0] != '\0' ? e->text : err_text(err);
+    answer_error_status(x, err_http_status(err), err_name(err), message, e->field);
+}
+
+void text_of_time(uint64_t wall_ms, char *ret_text, size_t bytes)
+{
+    time_t seconds = (time_t)(wall_ms / 1000);
+    struct tm utc;
+    char day[32];
+    (void)gmtime_r(&seconds, &utc);
+    (void)strftime(day, sizeof(day), "%Y-%m-%dT%H:%M:%S", &utc);
+    snprintf(ret_text, bytes, "%s.%03uZ", day, (unsigned)(wall_ms % 1000));
+}
+
+/* ---- calls ---- */
+
+static void on_call_gone(struct http_exchange *x, void *user)
+{
+    struct call *call = user;
+    call->x = NULL;
+    if (call->upload != NULL) {
+        upload_cancel(call->upload);
+        call->upload = NULL;
+    }
+    if (!call->changing) /* what was begun is carried through */
+        call_free(call);
+}
+
+struct call *call_new(struct control_plane *cp, struct http_exchange *x, const char *name)
+{
+    struct call *call = mem_new(sizeof(*call));
+    call->cp = cp;
+    call->x = x;
+    snprintf(call->name, sizeof(call->name), "%s", name);
+    http_exchange_set_user(x, call, on_call_gone);
+    return call;
+}
+
+void call_free(struct call *call)
+{
+    assert(!call->changing);
+    list_remove(&call->wait_node);
+    if (call->wait_timer.on_timer != NULL)
+        loop_timer_stop(call->cp->loop, &call->wait_timer);
+    json_decref(call->json);
+    free(call);
+}
+
+/* ---- waiting for versions ---- */
+
+static const char *change_word(enum change_outcome outcome)
+{
+    switch (outcome) {
+    case CHANGE_CREATED:
+        return "created";
+    case CHANGE_UPDATED:
+        return "updated";
+    case CHANGE_UNCHANGED:
+        return "unchanged";
+    case CHANGE_DELETED:
+        return "deleted";
+    }
+    assert(false);
+}
+
+static void answer_function(struct call *call, const struct function *f)
+{
+    json_t *json = function_to_json(call->cp, f, true);
+    json_object_set_new(json, "change", json_string(change_word(call->change.outcome)));
+    if (call->change.digest[0] != '\0')
+        json_object_set_new(json, "digest", json_string(call->change.digest));
+    answer_json(call->x, call->change.outcome == CHANGE_CREATED ? 201 : 200, json);
+    call_free(call);
+}
+
+static void answer_failure(struct call *call, const struct function *f,
+                           const struct function_view *view)
+{
+    const struct failure *failure = &f->failure;
+    const struct last_exit *exit = &f->last_exit;
+    bool told = failure->version == call->version;
+    json_t *json = error_json(told ? failure->code : err_name(ERR_FAILED),
+                              told ? failure->message : view->failure, NULL);
+    json_t *inner = json_object_get(json, "error");
+    json_object_set_new(inner, "version", json_integer(call->version));
+    if (told)
+        json_object_set_new(inner, "last_output",
+                            json_lossy(failure->last_output, failure->last_output_bytes));
+    if (exit->version == call->version && exit->reason == GONE_EXITED)
+        json_object_set_new(inner, "exit_code", json_integer(exit->exit_code));
+    if (exit->version == call->version && exit->reason == GONE_SIGNALED)
+        json_object_set_new(inner, "signal", json_integer(exit->signal));
+    answer_json(call->x, 422, json);
+    call_free(call);
+}
+
+/* Answers when there is something to say about the call's version. */
+static bool wait_settle(struct call *call)
+{
+    struct function_view view;
+    const struct function *f = registry_get(call->cp->registry, call->function_id);
+    if (f == NULL) {
+        answer_error_status(call->x, 409, err_name(ERR_CONFLICT),
+                            "the function was deleted before it was ready", NULL);
+        call_free(call);
+        return true;
+    }
+    if (!control_function(call->cp->core, call->function_id, &view))
+        return false;
+    bool failed = view.latest_version == call->version && view.latest_state == VERSION_FAILED;
+    if (failed) {
+        answer_failure(call, f, &view);
+        return true;
+    }
+    if (view.active_version >= call->version) {
+        answer_function(call, f);
+        return true;
+    }
+    if (view.latest_version > call->version) {
+        answer_error_status(call->x, 409, err_name(ERR_CONFLICT),
+                            "a newer version replaced this one before it was ready", NULL);
+        call_free(call);
+        return true;
+    }
+    return false;
+}
+
+static void on_wait_timeout(struct loop_timer *timer)
+{
+    struct call *call = container_of(timer, struct call, wait_timer);
+    struct function_view view;
+    struct error e = {0};
+    bool known = control_function(call->cp->core, call->function_id, &view);
+    const char *why = known ? view.failure : "";
+    error_set(&e, ERR_TIMEOUT,
+              "version %u of '%s' is registered, but was not ready within %" PRIu64 " ms%s%s",
+              call->version, call->name, call->wait_ms, why[0] != '\0' ? ": " : "", why);
+    answer_error(call->x, ERR_TIMEOUT, &e);
+    call_free(call);
+}
+
+void wait_begin(struct api *api, struct call *call)
+{
+    struct loop *loop = api->cp->loop;
+    call->function_id = call->change.function_id;
+    call->version = call->change.new_version;
+    if (wait_settle(call))
+        return;
+    list_push_back(&api->waits, &call->wait_node);
+    loop_timer_init(&call->wait_timer, on_wait_timeout);
+    loop_timer_start(loop, &call->wait_timer, loop_now_ns(loop) + call->wait_ms * NS_PER_MS);
+}
+
+static void settle_all(struct api *api, uint64_t function_id)
+{
+    list_for_each(call, &api->waits, struct call, wait_node)
+    {
+        if (call->function_id == function_id)
+            (void)wait_settle(call);
+    }
+}
+
+void api_version_active(struct api *api, uint64_t function_id, uint32_t version)
+{
+    settle_all(api, function_id);
+}
+
+void api_version_failed(struct api *api, uint64_t function_id, uint32_t version)
+{
+    settle_all(api, function_id);
+}
+
+void api_function_deleted(struct api *api, uint64_t function_id)
+{
+    settle_all(api, function_id);
+}
+
+/* ---- routing ---- */
+
+enum err query_get(const struct http_exchange *x, const char *name, char *ret_text, size_t bytes,
+                   struct error *e)
+{
+    struct str value = http_query_get(http_exchange_request(x)->query, str_of(name));
+    ret_text[0] = '\0';
+    if (value.data == NULL)
+        return ERR_OK;
+    if (http_percent_decode(value, ret_text, bytes) == ERR_OK)
+        return ERR_OK;
+    return error_field(e, ERR_INVALID, name, "the value of '%s' in the query is not valid", name);
+}
+
+/* Matches `path` with `pattern`; the part at '*' goes to *ret_name, still encoded. */
+static bool path_matches(struct str path, const char *pattern, struct str *ret_name)
+{
+    struct str left = path;
+    *ret_name = STR_NONE;
+    for (const char *p = pattern; *p != '\0'; p++) {
+        if (*p != '*') {
+            if (left.bytes == 0 || left.data[0] != *p)
+                return false;
+            left = (struct str){left.data + 1, left.bytes - 1};
+            continue;
+        }
+        size_t bytes = 0;
+        while (bytes < left.bytes && left.data[bytes] != '/')
+            bytes++;
+        *ret_name = (struct str){left.data, bytes};
+        left = (struct str){left.data + bytes, left.bytes - bytes};
+    }
+    return left.bytes == 0;
+}
+
+static struct str header_get(const struct http_request *request, const char *name)
+{
+    for (uint32_t i = 0; i < request->header_count; i++)
+        if (str_equal_nocase(request->headers[i].name, str_of(name)))
+            return request->headers[i].value;
+    return STR_NONE;
+}
+
+static bool is_local_name(struct str host)
+{
+    bool digits = host.bytes > 0;
+    for (size_t i = 0; i < host.bytes; i++)
+        digits &= strchr("0123456789.:[]abcdefABCDEF", host.data[i]) != NULL;
+    return str_equal_nocase(host, STR("localhost")) ||
+           (digits && memchr(host.data, '.', host.bytes)) || (digits && host.data[0] == '[');
+}
+
+/* A page in somebody's browser must not change a cluster that the browser happens to reach: its
+ * requests carry their Origin. Our own pages come from the same address. */
+static bool is_foreign_page(const struct http_request *request)
+{
+    struct str origin = header_get(request, "Origin");
+    if (origin.data == NULL)
+        return false;
+    struct str host = {0};
+    if (str_has_prefix(origin, STR("http://")))
+        host = (struct str){origin.data + 7, origin.bytes - 7};
+    return !str_equal_nocase(host, request->host) || !is_local_name(request->host_name);
+}
+
+static void answer_not_allowed(struct http_exchange *x, struct str path)
+{
+    static const struct {
+        enum http_method method;
+        const char *text;
+    } words[] = {
+        {HTTP_GET, "GET, HEAD"}, {HTTP_PUT, "PUT"}, {HTTP_PATCH, "PATCH"}, {HTTP_DELETE, "DELETE"}};
+    cleanup(buf_done) struct buf header = {0};
+    struct str name;
+    buf_printf(&header, "Cache-Control: no-store\r\nAllow: ");
+    size_t empty = header.bytes;
+    for (size_t i = 0; i < ARRAY_COUNT(routes); i++)
+        for (size_t j = 0; j < ARRAY_COUNT(words); j++)
+            if (routes[i].method == words[j].method && path_matches(path, routes[i].path, &name))
+                buf_printf(&header, "%s%s", header.bytes > empty ? ", " : "", words[j].text);
+    buf_printf(&header, "\r\n");
+    buf_append(&header, "", 1);
+    http_exchange_answer(x, 405, "application/json",
+                         STR("{\"error\":{\"code\":\"method_not_allowed\",\"message\":"
+                             "\"this path does not take this method, see Allow\"}}\n"),
+                         header.data);
+}
+
+/* Runs the handler of a route whose path and method fit. */
+static void run_route(struct api *api, struct http_exchange *x, const struct route *route,
+                      struct str encoded_name)
+{
+    char name[256] = "";
+    struct error e = {0};
+    enum err err = ERR_OK;
+    if (encoded_name.data != NULL) {
+        err = http_percent_decode(encoded_name, name, sizeof(name));
+        if (err != ERR_OK)
+            err = error_field(&e, ERR_INVALID, "name", "the name in the path is not valid");
+        else
+            err = function_name_check(str_of(name), &e);
+    }
+    if (err == ERR_OK)
+        route->handler(api->cp, x, name);
+    else
+        answer_error(x, err, &e);
+}
+
+static void answer_no_route(struct api *api, struct http_exchange *x, bool path_known)
+{
+    const struct http_request *request = http_exchange_request(x);
+    struct error e = {0};
+    if (path_known) {
+        answer_not_allowed(x, request->path);
+    } else if (request->method == HTTP_POST && !str_has_prefix(request->path, STR("/v1/"))) {
+        handle_registration(api->cp, x, "");
+    } else {
+        error_set(&e, ERR_NOT_FOUND, "there is no '%.*s' here", (int)MIN(request->path.bytes, 200),
+                  request->path.data);
+        answer_error(x, ERR_NOT_FOUND, &e);
+    }
+}
+
+static void on_request(struct http_exchange *x, void *user)
+{
+    struct api *api = user;
+    const struct http_request *request = http_exchange_request(x);
+    bool reading = request->method == HTTP_GET || request->method == HTTP_HEAD;
+    enum http_method method = reading ? HTTP_GET : request->method;
+    bool path_known = false;
+    api->requests++;
+    if (!reading && is_foreign_page(request)) {
+        answer_error_status(x, 403, err_name(ERR_PERMISSION),
+                            "changes from a page of another origin are refused", "Origin");
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(routes); i++) {
+        struct str name;
+        if (!path_matches(request->path, routes[i].path, &name))
+            continue;
+        path_known = true;
+        if (routes[i].method == method) {
+            run_route(api, x, &routes[i], name);
+            return;
+        }
+    }
+    answer_no_route(api, x, path_known);
+}
+
+/* ---- life ---- */
+
+enum err api_new(struct control_plane *cp, struct api **ret_api, struct error *e)
+{
+    static const struct http_server_callbacks callbacks = {.on_request = on_request};
+    struct api *api = mem_new(sizeof(*api));
+    api->cp = cp;
+    list_init(&api->waits);
+    enum err err = http_server_new(cp->loop, cp->settings.api, &callbacks, api, &api->server, e);
+    if (err != ERR_OK) {
+        free(api);
+        return error_prefix(e, "HTTP API");
+    }
+    *ret_api = api;
+    return ERR_OK;
+}
+
+const char *api_address(const struct api *api)
+{
+    return http_server_address(api->server);
+}
+
+void api_free(struct api *api)
+{
+    if (api == NULL)
+        return;
+    http_server_free(api->server);
+    list_for_each(call, &api->waits, struct call, wait_node)
+    {
+        call_free(call);
+    }
+    free(api);
+}

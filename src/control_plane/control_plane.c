@@ -1,0 +1,402 @@
+/* control_plane.c - start and end of the program, and the step that joins the core with the world.
+ */
+#include "control_plane/control_plane.h"
+#include "base/log.h"
+#include "base/privileges.h"
+#include "base/program.h"
+#include "control_plane/api.h"
+#include "control_plane/blobs.h"
+#include "control_plane/links.h"
+#include "control_plane/log_requests.h"
+#include "control_plane/registry.h"
+#include "control_plane/store/store_backend.h"
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define TIDY_PERIOD_NS (60 * NS_PER_S)
+
+static const struct setting settings_table[] = {
+#define SETTING(key, type, default_text, help) \
+    SETTING_ROW(struct control_plane_settings, key, type, default_text, help)
+#include "control_plane/control_plane_settings.def"
+#undef SETTING
+};
+
+/* The whole program: what shell.h shows, and what only its start and end need. */
+struct program {
+    struct control_plane cp;
+    struct loop_timer tidy;
+    int data_lock_fd, run_lock_fd;
+};
+
+/* ---- the step ---- */
+
+uint64_t shell_now_ms(const struct control_plane *cp)
+{
+    return loop_now_ns(cp->loop) / NS_PER_MS;
+}
+
+static void on_active_stored(struct change *change, enum err err, const struct error *e)
+{
+    if (err != ERR_OK)
+        log_warn("version.active_not_stored", LOG_STR("function", change->name),
+                 LOG_STR("why", e->text));
+    free(change);
+}
+
+static void store_active(struct control_plane *cp, const struct function *f, uint32_t version)
+{
+    struct change *change = mem_new(sizeof(*change));
+    change->kind = CHANGE_ACTIVE;
+    memcpy(change->name, f->record.latest.name, sizeof(change->name));
+    change->function_id = f->record.id;
+    change->version = version;
+    change->on_done = on_active_stored;
+    registry_change(cp->registry, change);
+}
+
+static void order_version_active(struct control_plane *cp, const struct control_order *order)
+{
+    const struct function *f = registry_get(cp->registry, order->function_id);
+    if (f == NULL)
+        return;
+    log_info("version.active", LOG_STR("function", f->record.latest.name),
+             LOG_U64("version", order->version));
+    if (f->record.active_version != order->version)
+        store_active(cp, f, order->version);
+    if (cp->api != NULL)
+        api_version_active(cp->api, order->function_id, order->version);
+}
+
+static void order_version_failed(struct control_plane *cp, const struct control_order *order)
+{
+    struct function *f = registry_get(cp->registry, order->function_id);
+    if (f == NULL)
+        return;
+    function_note_failure(f, order);
+    log_warn("version.failed", LOG_STR("function", f->record.latest.name),
+             LOG_U64("version", order->version), LOG_STR("code", f->failure.code),
+             LOG_STR("why", f->failure.message));
+    if (cp->api != NULL)
+        api_version_failed(cp->api, order->function_id, order->version);
+}
+
+static void carry_out(struct control_plane *cp, const struct control_order *order)
+{
+    switch (order->kind) {
+    case ORDER_VERSION_ACTIVE:
+        order_version_active(cp, order);
+        return;
+    case ORDER_VERSION_FAILED:
+        order_version_failed(cp, order);
+        return;
+    case ORDER_FUNCTION_GONE:
+        log_info("function.gone", LOG_U64("function", order->function_id));
+        return; /* its code goes with the next tidying */
+    case ORDER_START:
+    case ORDER_STOP:
+    case ORDER_DROP_VERSION:
+    case ORDER_ROUTE:
+    case ORDER_UNROUTE:
+    case ORDER_ENDPOINT:
+    case ORDER_DRAIN:
+    case ORDER_ENDPOINT_GONE:
+    case ORDER_SNAPSHOT_BEGIN:
+    case ORDER_SNAPSHOT_END:
+    case ORDER_FAIL_WAITING:
+    case ORDER_WANT_DEMAND:
+        links_order(cp->links, order);
+        return;
+    }
+    assert(false);
+}
+
+static void arm_tick(struct control_plane *cp)
+{
+    uint64_t due_ms = control_next_due_ms(cp->core);
+    if (due_ms == UINT64_MAX)
+        loop_timer_stop(cp->loop, &cp->tick);
+    else
+        loop_timer_start(cp->loop, &cp->tick, due_ms * NS_PER_MS);
+}
+
+void shell_step(struct control_plane *cp, const struct control_event *event)
+{
+    assert(!cp->stepping);
+    cp->stepping = true;
+    cp->orders.count = 0;
+    control_step(cp->core, event, shell_now_ms(cp), &cp->orders);
+    cp->events++;
+    cp->orders_count += cp->orders.count;
+    for (size_t i = 0; i < cp->orders.count; i++)
+        carry_out(cp, &cp->orders.items[i]);
+    cp->stepping = false;
+    arm_tick(cp);
+}
+
+static void on_tick(struct loop_timer *timer)
+{
+    struct control_plane *cp = container_of(timer, struct control_plane, tick);
+    struct control_event event = {.kind = EVENT_TICK};
+    cp->event_begin_ns = clock_mono_ns();
+    shell_step(cp, &event);
+}
+
+/* ---- tidying ---- */
+
+static bool is_code_used(void *user, const char *digest)
+{
+    return registry_uses_code(user, digest);
+}
+
+static void on_tidy(struct loop_timer *timer)
+{
+    struct control_plane *cp = &container_of(timer, struct program, tidy)->cp;
+    blobs_collect(cp->blobs, is_code_used, cp->registry);
+    links_tidy(cp->links);
+    loop_timer_start(cp->loop, timer, loop_now_ns(cp->loop) + TIDY_PERIOD_NS);
+}
+
+/* ---- loading ---- */
+
+static enum err load_record(void *user, enum store_kind kind, uint64_t id, const char *value,
+                            struct error *e)
+{
+    struct control_plane *cp = user;
+    struct function_record function;
+    struct peer_record peer;
+    enum err err;
+    switch (kind) {
+    case STORE_FUNCTION:
+        err = function_record_read(id, value, &function, e);
+        if (err == ERR_OK)
+            registry_load(cp->registry, &function);
+        return err;
+    case STORE_WORKER:
+    case STORE_DATA_PLANE:
+        err = peer_record_read(id, value, &peer, e);
+        if (err == ERR_OK)
+            links_load(cp->links, kind, &peer);
+        return err;
+    case STORE_KIND_COUNT:
+        break;
+    }
+    assert(false);
+}
+
+static void on_store_lost(void *user, enum err err, const char *why)
+{
+    struct control_plane *cp = user;
+    log_error("store.lost", LOG_STR("code", err_name(err)), LOG_STR("why", why));
+    cp->end = err;
+    loop_stop(cp->loop);
+}
+
+static enum err open_store(struct control_plane *cp, struct error *e)
+{
+    cleanup(free_pointer) char *path = mem_printf("%s/state.db", cp->data_path);
+    enum err err = store_open(&store_sqlite, path, &cp->store, e);
+    if (err == ERR_OK)
+        err = store_take_epoch(cp->store, &cp->epoch, e);
+    if (err == ERR_OK)
+        err = store_load(cp->store, load_record, cp, &cp->next_id, e);
+    if (err == ERR_OK)
+        err = store_start(cp->store, cp->loop, on_store_lost, cp, e);
+    if (err != ERR_OK && strstr(e->text, path) == NULL)
+        error_prefix(e, "store file '%s'", path);
+    return err;
+}
+
+/* ---- start ---- */
+
+static enum err check_settings(const struct control_plane_settings *s, enum log_level *ret_level,
+                               struct error *e)
+{
+    static const char *const levels[] = {"debug", "info", "warn", "error"};
+    if (s->peer_dead_after < 200 || s->peer_dead_after > 600000)
+        return error_field(e, ERR_USAGE, "peer_dead_after",
+                           "--peer-dead-after must be between 200ms and 10m");
+    if (s->reconnect_grace > 600000 || s->reconstruction > 600000)
+        return error_field(e, ERR_USAGE, "reconnect_grace",
+                           "--reconnect-grace and --reconstruction must be at most 10m");
+    for (size_t i = 0; i < ARRAY_COUNT(levels); i++) {
+        if (strcmp(s->log_level, levels[i]) != 0)
+            continue;
+        *ret_level = (enum log_level)i;
+        return ERR_OK;
+    }
+    return error_field(e, ERR_USAGE, "log_level",
+                       "--log-level must be debug, info, warn or error, and is '%s'", s->log_level);
+}
+
+/* Directories and locks as root, everything else without it. */
+static enum err open_directories(struct program *p, struct error *e)
+{
+    struct control_plane *cp = &p->cp;
+    cleanup(free_pointer) char *run_path = NULL;
+    uid_t uid;
+    gid_t gid;
+    enum err err =
+        privileges_resolve(cp->settings.user, PRIVILEGES_UID_CONTROL_PLANE, &uid, &gid, e);
+    if (err == ERR_OK)
+        err = program_dir_open(cp->settings.data_dir, "control-plane", uid, gid, &cp->data_path,
+                               &p->data_lock_fd, e);
+    if (err == ERR_OK)
+        err = program_dir_open(cp->settings.run_dir, "control-plane", uid, gid, &run_path,
+                               &p->run_lock_fd, e);
+    return err == ERR_OK ? privileges_drop(uid, gid, e) : err;
+}
+
+/* Thousands of connections are ordinary here. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static void on_signal(struct loop_signals *s, int signo)
+{
+    struct control_plane *cp = container_of(s, struct control_plane, signals);
+    log_info("signal", LOG_STR("name", sigabbrev_np(signo)));
+    loop_stop(cp->loop);
+}
+
+static enum err start_loop(struct control_plane *cp, struct error *e)
+{
+    static const int signos[] = {SIGTERM, SIGINT};
+    enum err err = loop_new(&cp->loop, e);
+    if (err != ERR_OK)
+        return err;
+    cp->signals.on_signal = on_signal;
+    loop_timer_init(&cp->tick, on_tick);
+    cp->started_ns = loop_update_now(cp->loop);
+    cp->started_at_ms = clock_real_ms();
+    return loop_signals_start(cp->loop, &cp->signals, signos, ARRAY_COUNT(signos), e);
+}
+
+static enum err start_core(struct control_plane *cp, struct error *e)
+{
+    struct control_options options = {
+        .epoch = cp->epoch,
+        .peer_dead_after_ms = (uint32_t)cp->settings.peer_dead_after,
+        .reconnect_grace_ms = (uint32_t)cp->settings.reconnect_grace,
+        .reconstruction_ms = (uint32_t)cp->settings.reconstruction,
+    };
+    if (getrandom(&options.seed, sizeof(options.seed), 0) != (ssize_t)sizeof(options.seed))
+        return error_errno(e, "get a random seed");
+    cp->core = control_new(&options);
+    return ERR_OK;
+}
+
+static enum err start(struct program *p, struct error *e)
+{
+    struct control_plane *cp = &p->cp;
+    enum err err = open_directories(p, e);
+    if (err == ERR_OK)
+        err = start_loop(cp, e);
+    if (err != ERR_OK)
+        return err;
+    cleanup(free_pointer) char *blob_path = mem_printf("%s/blobs", cp->data_path);
+    cp->registry = registry_new(cp);
+    cp->logs = log_requests_new(cp);
+    err = links_new(cp, &cp->links, e);
+    if (err == ERR_OK)
+        err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
+    if (err == ERR_OK)
+        err = open_store(cp, e);
+    if (err == ERR_OK)
+        err = start_core(cp, e);
+    if (err != ERR_OK)
+        return err;
+    links_tell_core(cp->links);
+    registry_tell_core(cp->registry);
+    err = links_listen(cp->links, e);
+    if (err == ERR_OK)
+        err = api_new(cp, &cp->api, e);
+    return err;
+}
+
+/* ---- end ---- */
+
+static void stop(struct program *p)
+{
+    struct control_plane *cp = &p->cp;
+    if (cp->loop != NULL)
+        loop_timer_stop(cp->loop, &p->tidy);
+    if (cp->links != NULL)
+        links_close(cp->links);
+    if (cp->store != NULL)
+        store_stop(cp->store);
+    if (cp->loop != NULL)
+        loop_run_once(cp->loop, 0); /* the last writes are answered, the links close */
+    while (cp->registry != NULL && registry_is_busy(cp->registry))
+        loop_run_once(cp->loop, 0); /* changes that waited for those */
+    api_free(cp->api);
+    if (cp->loop != NULL) {
+        loop_timer_stop(cp->loop, &cp->tick);
+        loop_signals_stop(&cp->signals);
+        loop_run_once(cp->loop, 0);
+    }
+    log_requests_free(cp->logs);
+    links_free(cp->links);
+    registry_free(cp->registry);
+    control_free(cp->core);
+    control_orders_done(&cp->orders);
+    store_close(cp->store);
+    blobs_free(cp->blobs);
+    if (cp->loop != NULL)
+        loop_free(cp->loop);
+    free(cp->data_path);
+    fd_close(&p->data_lock_fd);
+    fd_close(&p->run_lock_fd);
+    settings_done(settings_table, ARRAY_COUNT(settings_table), &cp->settings);
+}
+
+static void run(struct program *p)
+{
+    struct control_plane *cp = &p->cp;
+    loop_timer_init(&p->tidy, on_tidy);
+    loop_timer_start(cp->loop, &p->tidy, loop_now_ns(cp->loop) + TIDY_PERIOD_NS);
+    log_info("control_plane.up", LOG_STR("api", api_address(cp->api)),
+             LOG_STR("cluster", links_address(cp->links)), LOG_U64("epoch", cp->epoch),
+             LOG_U64("functions", registry_count(cp->registry)));
+    loop_run(cp->loop);
+    log_info("control_plane.stop", LOG_STR("why", err_text(cp->end)));
+}
+
+int control_plane_main(int argc, char **argv)
+{
+    struct program program = {.data_lock_fd = -1, .run_lock_fd = -1};
+    struct error e = {0};
+    enum log_level level = LOG_LEVEL_INFO;
+    enum err err = settings_load(
+        "control-plane", "API, autoscaler, placement and health of a cluster", settings_table,
+        ARRAY_COUNT(settings_table), argc, argv, &program.cp.settings, &e);
+    if (err == ERR_END)
+        return 0;
+    if (err == ERR_OK)
+        err = check_settings(&program.cp.settings, &level, &e);
+    if (err == ERR_OK) {
+        log_init("control-plane", level);
+        raise_descriptor_limit();
+        (void)signal(SIGPIPE, SIG_IGN);
+        err = start(&program, &e);
+    }
+    if (err == ERR_OK) {
+        run(&program);
+        err = program.cp.end;
+    } else {
+        fprintf(stderr, "dirigent control-plane: %s\n", e.text);
+    }
+    stop(&program);
+    return err == ERR_OK ? 0 : err_exit_code(err);
+}

@@ -1,0 +1,1212 @@
+/* links.c - peers of the cluster protocol. Sections: known peers, the handshake, what peers say,
+ * what they are told, code for workers, views. */
+#include "control_plane/links.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "control_plane/blobs.h"
+#include "control_plane/log_requests.h"
+#include "control_plane/outbox.h"
+#include "control_plane/registry.h"
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define HELLO_TIMEOUT_MS 5000u
+#define PENDING_BYTES_MAX ((size_t)MIB) /* bulk to a peer waits above it */
+#define SNAPSHOT_PART_COUNT 50000u      /* routes and endpoints in one frame */
+#define FRAMES_BEFORE_UP_BYTES_MAX (1u << 20)
+#define HEARD_PERIOD_NS (200 * NS_PER_MS)
+
+struct known { /* a registered peer, for ever */
+    struct peer_record record;
+    bool is_worker;
+    struct peer *peer; /* its connection that is up, or NULL */
+    uint64_t heard_ns; /* 0: never */
+};
+enum peer_state { PEER_NEW, PEER_STORING, PEER_UP, PEER_CLOSING };
+
+struct placed { /* what the decision to start a sandbox took, for receipts */
+    uint64_t sandbox_id;
+    uint32_t place_us;
+};
+struct transfer { /* an archive on its way to a worker */
+    struct list node;
+    char digest[CODE_DIGEST_BYTES + 1];
+    int fd; /* -1: not begun */
+    uint64_t offset, total;
+};
+struct peer { /* one connection; freed when its link has closed and no write of it is open */
+    struct links *links;
+    struct list node;
+    struct link *link; /* NULL: closed */
+    enum peer_state state;
+    bool is_worker, said_goodbye;
+    struct known *known; /* when up */
+    char ip[64], software[64];
+    Dirigent__ToControlPlane *first; /* with the Hello, until up */
+    struct buf early;                /* frames that came before we were up: u32 length, bytes */
+    struct store_write write;
+    struct peer_record record; /* being stored */
+    struct outbox outbox;
+    struct loop_deferred flush;
+    uint64_t sequence, heard_told_ns;
+    struct map prepared;  /* worker: versions whose spec it has; key version_key() */
+    struct map in_flight; /* data plane: sandbox id → requests + 1 */
+    struct list transfers;
+    struct loop_timer pump;
+    Dirigent__WorkerLoad *load;
+};
+struct links {
+    struct control_plane *cp;
+    struct loop_listener listener;
+    char address[64];
+    struct list peers;     /* struct peer: all connections */
+    struct map known;      /* id → struct known */
+    struct strmap by_name; /* "worker/NAME" or "data-plane/NAME" → struct known */
+    struct map placed;     /* sandbox → struct placed */
+    struct loop_timer heard_timer;
+    bool closing;
+};
+
+static uint64_t version_key(uint64_t function_id, uint32_t version)
+{
+    return function_id << 24 | version; /* registry.c bounds versions to 24 bits */
+}
+
+/* ---- known peers ---- */
+
+static void known_key(bool is_worker, const char *name, char *ret_key, size_t bytes)
+{
+    snprintf(ret_key, bytes, "%s/%s", is_worker ? "worker" : "data-plane", name);
+}
+
+static struct known *known_find(const struct links *l, bool is_worker, const char *name)
+{
+    char key[PEER_NAME_BYTES_MAX + 16];
+    known_key(is_worker, name, key, sizeof(key));
+    return strmap_get(&l->by_name, str_of(key));
+}
+
+static struct known *known_add(struct links *l, bool is_worker, const struct peer_record *record)
+{
+    char key[PEER_NAME_BYTES_MAX + 16];
+    struct known *k = mem_new(sizeof(*k));
+    k->record = *record;
+    k->is_worker = is_worker;
+    known_key(is_worker, record->name, key, sizeof(key));
+    map_put(&l->known, record->id, k);
+    strmap_put(&l->by_name, str_of(key), k);
+    return k;
+}
+
+void links_load(struct links *l, enum store_kind kind, const struct peer_record *record)
+{
+    known_add(l, kind == STORE_WORKER, record);
+}
+
+void links_tell_core(struct links *l)
+{
+    size_t cursor = 0;
+    struct known *k;
+    while ((k = map_next(&l->known, &cursor)) != NULL) {
+        struct control_event event = {.kind = EVENT_WORKER_KNOWN};
+        event.worker.worker_id = k->record.id;
+        event.worker.name = k->record.name;
+        if (k->is_worker)
+            shell_step(l->cp, &event);
+    }
+}
+
+/* The connection of a peer that is up, or NULL. */
+static struct peer *peer_find(const struct links *l, uint64_t id, bool is_worker)
+{
+    const struct known *k = map_get(&l->known, id);
+    return k != NULL && k->is_worker == is_worker ? k->peer : NULL;
+}
+
+/* ---- what is sent ---- */
+
+static void on_flush(struct loop_deferred *d)
+{
+    struct peer *p = container_of(d, struct peer, flush);
+    if (p->link != NULL && !outbox_is_empty(&p->outbox))
+        outbox_send(&p->outbox, p->link, p->links->cp->epoch, ++p->sequence);
+}
+
+static void send_now(struct peer *p)
+{
+    on_flush(&p->flush);
+}
+
+/* Something was put into the outbox: it leaves at the end of this turn. */
+static void send_later(struct peer *p)
+{
+    loop_defer(p->links->cp->loop, &p->flush);
+}
+
+/* ---- code for workers ---- */
+
+static void transfer_end(struct transfer *t)
+{
+    fd_close(&t->fd);
+    list_remove(&t->node);
+    free(t);
+}
+
+static void send_chunk(struct peer *p, const struct transfer *t, const void *data, size_t bytes,
+                       const char *error)
+{
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    Dirigent__BlobChunk chunk = DIRIGENT__BLOB_CHUNK__INIT, *chunks[] = {&chunk};
+    chunk.digest = (char *)t->digest;
+    chunk.offset = t->offset;
+    chunk.total_bytes = t->total;
+    chunk.data = (ProtobufCBinaryData){bytes, (uint8_t *)data};
+    chunk.error = (char *)error;
+    m.epoch = p->links->cp->epoch;
+    m.sequence = ++p->sequence;
+    m.n_blob_chunks = 1;
+    m.blob_chunks = chunks;
+    link_send(p->link, &m.base);
+}
+
+/* One chunk of the first transfer. */
+static void transfer_step(struct peer *p, struct transfer *t)
+{
+    static_assert(BLOB_CHUNK_BYTES <= 512 * 1024, "a chunk is no burden for the stack's sake");
+    struct error e = {0};
+    if (t->fd < 0 && blobs_open(p->links->cp->blobs, t->digest, &t->fd, &t->total, &e) != ERR_OK) {
+        send_chunk(p, t, NULL, 0, e.text);
+        transfer_end(t);
+        return;
+    }
+    cleanup(free_pointer) char *data = mem_new(BLOB_CHUNK_BYTES);
+    ssize_t got = pread(t->fd, data, BLOB_CHUNK_BYTES, (off_t)t->offset);
+    if (got <= 0 && t->total > 0) {
+        error_set(&e, ERR_IO, "the code %s cannot be read: %s", t->digest,
+                  got < 0 ? strerror(errno) : "it is shorter than it was");
+        send_chunk(p, t, NULL, 0, e.text);
+        transfer_end(t);
+        return;
+    }
+    send_chunk(p, t, data, (size_t)got, "");
+    t->offset += (uint64_t)got;
+    if (t->offset >= t->total)
+        transfer_end(t);
+}
+
+/* Sends code while the peer takes it; goes on in the next turn, or when what is pending has gone.
+ */
+static void pump_transfers(struct peer *p)
+{
+    if (p->link == NULL)
+        return;
+    while (!list_is_empty(&p->transfers) && link_pending_bytes(p->link) < PENDING_BYTES_MAX)
+        transfer_step(p, list_entry(list_first(&p->transfers), struct transfer, node));
+    if (!list_is_empty(&p->transfers))
+        loop_timer_start(p->links->cp->loop, &p->pump, loop_now_ns(p->links->cp->loop) + NS_PER_MS);
+}
+
+static void on_pump(struct loop_timer *timer)
+{
+    struct peer *p = container_of(timer, struct peer, pump);
+    if (p->link != NULL && link_pending_bytes(p->link) < PENDING_BYTES_MAX)
+        pump_transfers(p);
+}
+
+static void on_link_drained(struct link *link, void *user)
+{
+    pump_transfers(user);
+}
+
+static void begin_transfer(struct peer *p, const char *digest)
+{
+    struct transfer *t = mem_new(sizeof(*t));
+    t->fd = -1;
+    snprintf(t->digest, sizeof(t->digest), "%s", digest);
+    list_push_back(&p->transfers, &t->node);
+    pump_transfers(p);
+}
+
+/* ---- orders ---- */
+
+static Dirigent__Network wire_network(enum network_mode mode)
+{
+    return mode == NETWORK_MODE_NONE ? DIRIGENT__NETWORK__NETWORK_NONE
+                                     : DIRIGENT__NETWORK__NETWORK_INTERNET;
+}
+
+static void prepare_env(struct arena *arena, Dirigent__VersionSpec *m,
+                        const struct function_spec *spec)
+{
+    m->n_env = spec->env_count;
+    m->env = arena_take(arena, spec->env_count * sizeof(*m->env));
+    for (uint32_t i = 0; i < spec->env_count; i++) {
+        m->env[i] = arena_take(arena, sizeof(**m->env));
+        *m->env[i] = (Dirigent__EnvVar)DIRIGENT__ENV_VAR__INIT;
+        m->env[i]->name = arena_text(arena, spec->env[i].name);
+        m->env[i]->value = arena_text(arena, spec->env[i].value);
+    }
+}
+
+static void prepare_version(struct peer *p, const struct function *f, uint32_t version,
+                            const struct function_spec *spec)
+{
+    struct arena *arena = &p->outbox.arena;
+    Dirigent__VersionSpec *m = OUTBOX_ADD(&p->outbox, prepare_versions, Dirigent__VersionSpec,
+                                          DIRIGENT__VERSION_SPEC__INIT);
+    m->function_id = f->record.id;
+    m->version = version;
+    m->function_name = arena_text(arena, spec->name);
+    m->code_digest = arena_text(arena, spec->code_digest);
+    m->n_command = spec->command_count;
+    m->command = arena_take(arena, spec->command_count * sizeof(*m->command));
+    for (uint32_t i = 0; i < spec->command_count; i++)
+        m->command[i] = arena_text(arena, spec->command[i]);
+    prepare_env(arena, m, spec);
+    m->port = spec->port;
+    m->memory_bytes = spec->memory_bytes;
+    m->cpu_milli = spec->cpu_milli;
+    m->network = wire_network(spec->network);
+    m->start_deadline_ms = spec->start_deadline_ms;
+    m->stop_grace_ms = spec->stop_grace_ms;
+    m->pids_max = spec->pids_max;
+    m->tmp_bytes = spec->tmp_bytes;
+}
+
+/* A worker gets the spec of a version before its first start. */
+static bool make_prepared(struct peer *p, uint64_t function_id, uint32_t version)
+{
+    uint64_t key = version_key(function_id, version);
+    if (map_get(&p->prepared, key) != NULL)
+        return true;
+    const struct function *f = registry_get(p->links->cp->registry, function_id);
+    const struct function_spec *spec = f != NULL ? registry_version(f, version) : NULL;
+    if (spec == NULL) {
+        log_error("order.unknown_version", LOG_U64("function", function_id),
+                  LOG_U64("version", version));
+        return false;
+    }
+    prepare_version(p, f, version, spec);
+    map_put(&p->prepared, key, p);
+    return true;
+}
+
+static void order_start(struct peer *p, const struct control_order *order)
+{
+    struct control_plane *cp = p->links->cp;
+    if (p->outbox.drop_versions.count > 0)
+        send_now(p); /* a version that goes and comes back in one turn: in this order */
+    if (!make_prepared(p, order->function_id, order->version))
+        return;
+    Dirigent__StartSandbox *m =
+        OUTBOX_ADD(&p->outbox, starts, Dirigent__StartSandbox, DIRIGENT__START_SANDBOX__INIT);
+    m->id = order->sandbox_id;
+    m->function_id = order->function_id;
+    m->version = order->version;
+    struct placed *placed = mem_new(sizeof(*placed));
+    placed->sandbox_id = order->sandbox_id;
+    placed->place_us = (uint32_t)((clock_mono_ns() - cp->event_begin_ns) / NS_PER_US);
+    free(map_remove(&p->links->placed, order->sandbox_id));
+    map_put(&p->links->placed, order->sandbox_id, placed);
+}
+
+static void order_stop(struct peer *p, const struct control_order *order)
+{
+    Dirigent__StopSandbox *m =
+        OUTBOX_ADD(&p->outbox, stops, Dirigent__StopSandbox, DIRIGENT__STOP_SANDBOX__INIT);
+    m->id = order->sandbox_id;
+    m->grace_ms = order->grace_ms;
+}
+
+static void order_drop_version(struct peer *p, const struct control_order *order)
+{
+    Dirigent__VersionRef *m =
+        OUTBOX_ADD(&p->outbox, drop_versions, Dirigent__VersionRef, DIRIGENT__VERSION_REF__INIT);
+    m->function_id = order->function_id;
+    m->version = order->version;
+    map_remove(&p->prepared, version_key(order->function_id, order->version));
+}
+
+static void worker_order(struct links *l, const struct control_order *order)
+{
+    struct peer *p = peer_find(l, order->target_id, true);
+    if (p == NULL)
+        return; /* it just went; the core hears of it and corrects itself */
+    if (order->kind == ORDER_START)
+        order_start(p, order);
+    else if (order->kind == ORDER_STOP)
+        order_stop(p, order);
+    else
+        order_drop_version(p, order);
+    send_later(p);
+}
+
+static Dirigent__LoadBalancing wire_load_balancing(enum load_balancing policy)
+{
+    static_assert((int)LOAD_BALANCING_FIRST_FREE == (int)DIRIGENT__LOAD_BALANCING__LB_FIRST_FREE,
+                  "same order");
+    return (Dirigent__LoadBalancing)policy;
+}
+
+static void order_route(struct peer *p, const struct control_order *order)
+{
+    struct function_view view;
+    if (!control_function(p->links->cp->core, order->function_id, &view))
+        return;
+    const struct function_spec *spec = view.spec;
+    Dirigent__FunctionRoute *m =
+        OUTBOX_ADD(&p->outbox, routes, Dirigent__FunctionRoute, DIRIGENT__FUNCTION_ROUTE__INIT);
+    m->function_id = order->function_id;
+    m->name = arena_text(&p->outbox.arena, spec->name);
+    m->concurrency = spec->scaling.concurrency;
+    m->load_balancing = wire_load_balancing(spec->load_balancing);
+    m->timeout_ms = spec->timeout_ms;
+    m->queue_max = spec->queue_max;
+    m->request_body_bytes_max = spec->request_body_bytes_max;
+    m->scale_max = spec->scaling.scale_max;
+}
+
+/* "10.0.0.1:80", "[::1]:80" → the host without brackets. */
+static struct str host_of(const char *address)
+{
+    struct str s = str_of(address);
+    size_t end = s.bytes;
+    while (end > 0 && s.data[end - 1] != ':')
+        end--;
+    s.bytes = end > 0 ? end - 1 : 0;
+    if (s.bytes >= 2 && s.data[0] == '[' && s.data[s.bytes - 1] == ']')
+        s = (struct str){s.data + 1, s.bytes - 2};
+    return s;
+}
+
+static bool is_loopback(struct str ip)
+{
+    return str_has_prefix(ip, STR("127.")) || str_equal(ip, STR("::1")) ||
+           str_equal(ip, STR("localhost"));
+}
+
+/* Then the sandbox's own address is reachable from the data plane. */
+static bool same_host(const struct peer *data_plane, const struct known *worker)
+{
+    struct str ip = str_of(data_plane->ip);
+    struct str worker_address = str_of(worker->record.address);
+    if (worker->peer != NULL && str_equal(ip, str_of(worker->peer->ip)))
+        return true;
+    return str_equal(ip, worker_address) ||
+           str_equal(host_of(data_plane->known->record.address), worker_address) ||
+           (is_loopback(worker_address) && is_loopback(ip));
+}
+
+static uint32_t place_us_of(const struct links *l, uint64_t sandbox_id)
+{
+    const struct placed *placed = map_get(&l->placed, sandbox_id);
+    return placed != NULL ? placed->place_us : 0;
+}
+
+static void order_endpoint(struct peer *p, const struct control_order *order)
+{
+    struct links *l = p->links;
+    struct sandbox_view view;
+    if (!control_sandbox(l->cp->core, order->sandbox_id, &view))
+        return;
+    const struct known *worker = map_get(&l->known, view.worker_id);
+    if (worker == NULL)
+        return;
+    bool direct = same_host(p, worker) && view.address->direct[0] != '\0';
+    Dirigent__Endpoint *m =
+        OUTBOX_ADD(&p->outbox, endpoints, Dirigent__Endpoint, DIRIGENT__ENDPOINT__INIT);
+    m->sandbox_id = order->sandbox_id;
+    m->function_id = view.function_id;
+    m->version = view.version;
+    m->address = arena_text(&p->outbox.arena, direct ? view.address->direct : view.address->host);
+    m->worker = arena_text(&p->outbox.arena, worker->record.name);
+    m->place_us = place_us_of(l, order->sandbox_id);
+    m->create_us = view.create_us;
+    m->exec_us = view.exec_us;
+    m->listen_us = view.listen_us;
+}
+
+static void order_fail_waiting(struct peer *p, const struct control_order *order)
+{
+    struct arena *arena = &p->outbox.arena;
+    Dirigent__FailWaiting *m =
+        OUTBOX_ADD(&p->outbox, fail_waiting, Dirigent__FailWaiting, DIRIGENT__FAIL_WAITING__INIT);
+    m->function_id = order->function_id;
+    m->status = order->status;
+    m->code = arena_text(arena, order->code != NULL ? order->code : "");
+    m->message = arena_text(arena, order->message != NULL ? order->message : "");
+    m->last_output.data = arena_copy(arena, order->last_output.data, order->last_output.bytes);
+    m->last_output.len = order->last_output.bytes;
+    m->retry_after_s = order->retry_after_s;
+}
+
+/* A snapshot is one message that begins with an empty outbox. Very large ones go on in further
+ * messages, which add to it. */
+static void order_snapshot(struct peer *p, bool begin)
+{
+    send_now(p);
+    p->outbox.snapshot = begin;
+}
+
+static void data_plane_order_to(struct peer *p, const struct control_order *order)
+{
+    struct outbox *o = &p->outbox;
+    switch (order->kind) {
+    case ORDER_ROUTE:
+        order_route(p, order);
+        break;
+    case ORDER_UNROUTE:
+        outbox_add_number(&o->removed_functions, order->function_id);
+        break;
+    case ORDER_ENDPOINT:
+        order_endpoint(p, order);
+        break;
+    case ORDER_DRAIN:
+        outbox_add_number(&o->drain_sandboxes, order->sandbox_id);
+        break;
+    case ORDER_ENDPOINT_GONE:
+        outbox_add_number(&o->remove_sandboxes, order->sandbox_id);
+        map_remove(&p->in_flight, order->sandbox_id);
+        break;
+    case ORDER_SNAPSHOT_BEGIN:
+    case ORDER_SNAPSHOT_END:
+        order_snapshot(p, order->kind == ORDER_SNAPSHOT_BEGIN);
+        break;
+    case ORDER_FAIL_WAITING:
+        order_fail_waiting(p, order);
+        break;
+    case ORDER_WANT_DEMAND:
+        outbox_add_number(&o->want_demand, order->function_id);
+        break;
+    case ORDER_START:
+    case ORDER_STOP:
+    case ORDER_DROP_VERSION:
+    case ORDER_VERSION_ACTIVE:
+    case ORDER_VERSION_FAILED:
+    case ORDER_FUNCTION_GONE:
+        assert(false); /* not for data planes */
+    }
+    if (outbox_count(o) >= SNAPSHOT_PART_COUNT)
+        send_now(p);
+    send_later(p);
+}
+
+static void data_plane_order(struct links *l, const struct control_order *order)
+{
+    if (order->target_id != ALL_DATA_PLANES) {
+        struct peer *p = peer_find(l, order->target_id, false);
+        if (p != NULL)
+            data_plane_order_to(p, order);
+        return;
+    }
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->state == PEER_UP && !p->is_worker)
+            data_plane_order_to(p, order);
+    }
+}
+
+void links_order(struct links *l, const struct control_order *order)
+{
+    bool for_worker = order->kind == ORDER_START || order->kind == ORDER_STOP ||
+                      order->kind == ORDER_DROP_VERSION;
+    if (for_worker)
+        worker_order(l, order);
+    else
+        data_plane_order(l, order);
+}
+
+/* ---- what workers say ---- */
+
+static void copy_address(char *to, size_t bytes, const char *from)
+{
+    snprintf(to, bytes, "%s", from);
+}
+
+/* Numbers of the protocol that we do not know (a newer neighbour) become the nearest that we do. */
+static enum sandbox_state state_from_wire(Dirigent__SandboxStatus__State state)
+{
+    switch ((int)state) {
+    case DIRIGENT__SANDBOX_STATUS__STATE__STARTING:
+        return SANDBOX_STARTING;
+    case DIRIGENT__SANDBOX_STATUS__STATE__READY:
+        return SANDBOX_READY;
+    case DIRIGENT__SANDBOX_STATUS__STATE__STOPPING:
+        return SANDBOX_STOPPING;
+    default:
+        return SANDBOX_GONE;
+    }
+}
+
+static struct sandbox_report report_from_wire(const Dirigent__SandboxStatus *m)
+{
+    static_assert((int)GONE_INTERNAL == (int)DIRIGENT__GONE_REASON__GONE_INTERNAL, "same numbers");
+    bool known_reason = (unsigned)m->reason < GONE_REASON_COUNT;
+    struct sandbox_report report = {
+        .sandbox_id = m->id,
+        .function_id = m->function_id,
+        .version = m->version,
+        .state = state_from_wire(m->state),
+        .started_at_ms = m->started_at_ms,
+        .create_us = m->create_us,
+        .exec_us = m->exec_us,
+        .listen_us = m->listen_us,
+        .reason = known_reason ? (enum gone_reason)m->reason : GONE_UNKNOWN,
+        .exit_code = m->exit_code,
+        .signal = m->signal,
+        .wrong_port = m->wrong_port,
+        .detail = str_of(m->detail),
+        .last_output = {(const char *)m->last_output.data, m->last_output.len},
+    };
+    copy_address(report.address.direct, sizeof(report.address.direct), m->address);
+    copy_address(report.address.host, sizeof(report.address.host), m->host_address);
+    return report;
+}
+
+static void note_exit(struct links *l, const struct sandbox_report *report)
+{
+    struct function *f = registry_get(l->cp->registry, report->function_id);
+    free(map_remove(&l->placed, report->sandbox_id));
+    if (f == NULL || report->reason == GONE_STOPPED)
+        return;
+    f->last_exit =
+        (struct last_exit){report->version, report->reason, report->exit_code, report->signal};
+}
+
+static void take_sandbox_change(struct peer *p, const Dirigent__SandboxStatus *m)
+{
+    struct control_event event = {.kind = EVENT_SANDBOX};
+    event.sandbox.worker_id = p->known->record.id;
+    event.sandbox.report = report_from_wire(m);
+    if (event.sandbox.report.state == SANDBOX_GONE)
+        note_exit(p->links, &event.sandbox.report); /* before the core may say FAILED */
+    shell_step(p->links->cp, &event);
+}
+
+static void take_worker_message(struct peer *p, Dirigent__ToControlPlane *m)
+{
+    struct control_plane *cp = p->links->cp;
+    uint64_t worker_id = p->known->record.id;
+    for (size_t i = 0; i < m->n_sandbox_changes && p->state == PEER_UP; i++)
+        take_sandbox_change(p, m->sandbox_changes[i]);
+    for (size_t i = 0; i < m->n_blob_gets; i++)
+        begin_transfer(p, m->blob_gets[i]->digest);
+    for (size_t i = 0; i < m->n_log_chunks; i++) {
+        const Dirigent__LogChunk *c = m->log_chunks[i];
+        log_requests_chunk(cp->logs, c->request_id, worker_id,
+                           (struct str){(const char *)c->data.data, c->data.len}, c->end, c->error);
+    }
+    if (m->worker_load != NULL) {
+        if (p->load != NULL)
+            dirigent__worker_load__free_unpacked(p->load, NULL);
+        p->load = m->worker_load; /* taken */
+        m->worker_load = NULL;
+    }
+    if (m->goodbye) {
+        struct control_event event = {.kind = EVENT_WORKER_GOODBYE};
+        event.worker.worker_id = worker_id;
+        p->said_goodbye = true;
+        shell_step(cp, &event);
+    }
+}
+
+/* ---- what data planes say ---- */
+
+static void take_demand(struct peer *p, const Dirigent__Demand *m)
+{
+    struct control_event event = {.kind = EVENT_DEMAND};
+    event.demand.data_plane_id = p->known->record.id;
+    event.demand.function_id = m->function_id;
+    event.demand.in_flight = m->in_flight;
+    event.demand.waiting = m->waiting;
+    event.demand.in_flight_average = m->in_flight_average;
+    shell_step(p->links->cp, &event);
+}
+
+static void take_endpoint_event(struct peer *p, enum event_kind kind, uint64_t sandbox_id)
+{
+    struct control_event event = {.kind = kind};
+    event.endpoint.data_plane_id = p->known->record.id;
+    event.endpoint.sandbox_id = sandbox_id;
+    shell_step(p->links->cp, &event);
+}
+
+static void take_data_plane_message(struct peer *p, const Dirigent__ToControlPlane *m)
+{
+    for (size_t i = 0; i < m->n_sandbox_loads; i++)
+        map_put(&p->in_flight, m->sandbox_loads[i]->sandbox_id,
+                (void *)((uintptr_t)m->sandbox_loads[i]->in_flight + 1));
+    for (size_t i = 0; i < m->n_demands; i++)
+        take_demand(p, m->demands[i]);
+    for (size_t i = 0; i < m->n_endpoint_failures; i++) {
+        log_debug("endpoint.failed", LOG_U64("sandbox", m->endpoint_failures[i]->sandbox_id),
+                  LOG_STR("why", m->endpoint_failures[i]->reason));
+        take_endpoint_event(p, EVENT_ENDPOINT_FAILED, m->endpoint_failures[i]->sandbox_id);
+    }
+    for (size_t i = 0; i < m->n_drained; i++) {
+        map_remove(&p->in_flight, m->drained[i]);
+        take_endpoint_event(p, EVENT_DRAINED, m->drained[i]);
+    }
+}
+
+static void take_message(struct peer *p, Dirigent__ToControlPlane *m)
+{
+    if (p->is_worker)
+        take_worker_message(p, m);
+    else
+        take_data_plane_message(p, m);
+}
+
+/* ---- the handshake ---- */
+
+static void refuse(struct peer *p, const char *why)
+{
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    Dirigent__Welcome welcome = DIRIGENT__WELCOME__INIT;
+    log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("why", why));
+    welcome.refused = (char *)why;
+    m.epoch = p->links->cp->epoch;
+    m.welcome = &welcome;
+    link_send(p->link, &m.base);
+    p->state = PEER_CLOSING;
+    link_close(p->link, ERR_PROTOCOL, why);
+}
+
+static bool is_peer_name(const char *name)
+{
+    size_t bytes = strlen(name);
+    size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
+    return bytes > 0 && bytes <= PEER_NAME_BYTES_MAX && good == bytes;
+}
+
+static bool is_address_text(const char *text)
+{
+    return strlen(text) < sizeof(((struct peer_record *)0)->address) &&
+           strspn(text, "0123456789abcdefABCDEFlohst.:[]%") == strlen(text);
+}
+
+/* NULL: welcome. Else why not. */
+static const char *objection(const struct links *l, const Dirigent__Hello *h)
+{
+    const char *cluster = l->cp->settings.cluster_name;
+    if (h->protocol_min > PROTOCOL_VERSION_MAX || h->protocol_max < PROTOCOL_VERSION_MIN)
+        return "the protocol versions do not overlap: run versions that are nearer to each other";
+    if (h->cluster[0] != '\0' && cluster[0] != '\0' && strcmp(h->cluster, cluster) != 0)
+        return "it belongs to another cluster";
+    if (h->role != DIRIGENT__ROLE__ROLE_WORKER && h->role != DIRIGENT__ROLE__ROLE_DATA_PLANE)
+        return "its role is neither worker nor data plane";
+    if (!is_peer_name(h->name))
+        return "its name is empty, too long, or has other characters than letters, digits, '-', "
+               "'.', '_'";
+    if (!is_address_text(h->address) || !is_address_text(h->listen_address))
+        return "its address is no address";
+    return NULL;
+}
+
+static void welcome(struct peer *p)
+{
+    struct control_plane *cp = p->links->cp;
+    Dirigent__Welcome *m = arena_take(&p->outbox.arena, sizeof(*m));
+    uint32_t dead_after_ms = (uint32_t)cp->settings.peer_dead_after;
+    *m = (Dirigent__Welcome)DIRIGENT__WELCOME__INIT;
+    m->protocol = MIN(p->first->hello->protocol_max, PROTOCOL_VERSION_MAX);
+    m->heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 4);
+    m->dead_after_ms = dead_after_ms;
+    m->cluster = arena_text(&p->outbox.arena, cp->settings.cluster_name);
+    p->outbox.welcome = m;
+    send_now(p); /* before any order that its arrival brings */
+    link_set_timers(p->link, m->heartbeat_ms, dead_after_ms + m->heartbeat_ms);
+}
+
+static void tell_worker_up(struct peer *p)
+{
+    const Dirigent__Hello *h = p->first->hello;
+    struct control_event event = {.kind = EVENT_WORKER_UP};
+    struct sandbox_report *reports = mem_new_array(h->n_sandboxes + 1, sizeof(*reports));
+    char(*digests)[72] = mem_new_array(h->n_code_digests + 1, sizeof(*digests));
+    for (size_t i = 0; i < h->n_sandboxes; i++)
+        reports[i] = report_from_wire(h->sandboxes[i]);
+    for (size_t i = 0; i < h->n_code_digests; i++)
+        snprintf(digests[i], sizeof(digests[i]), "%s", h->code_digests[i]);
+    event.worker.worker_id = p->known->record.id;
+    event.worker.name = p->known->record.name;
+    event.worker.cpu_milli = h->cpu_milli;
+    event.worker.memory_bytes = h->memory_bytes;
+    event.worker.slots = h->slots;
+    event.worker.sandboxes = reports;
+    event.worker.sandbox_count = h->n_sandboxes;
+    event.worker.code_digests = (const char(*)[72])digests;
+    event.worker.code_digest_count = h->n_code_digests;
+    shell_step(p->links->cp, &event);
+    free(reports);
+    free(digests);
+}
+
+static void tell_data_plane_up(struct peer *p)
+{
+    const Dirigent__Hello *h = p->first->hello;
+    struct control_event event = {.kind = EVENT_DATA_PLANE_UP};
+    event.data_plane.data_plane_id = p->known->record.id;
+    event.data_plane.known_sandbox_ids = h->known_sandbox_ids;
+    event.data_plane.known_sandbox_count = h->n_known_sandbox_ids;
+    shell_step(p->links->cp, &event);
+}
+
+static void tell_closed(struct peer *p)
+{
+    struct control_event event = {.kind =
+                                      p->is_worker ? EVENT_WORKER_CLOSED : EVENT_DATA_PLANE_CLOSED};
+    if (p->is_worker)
+        event.worker.worker_id = p->known->record.id;
+    else
+        event.data_plane.data_plane_id = p->known->record.id;
+    if (!p->said_goodbye)
+        shell_step(p->links->cp, &event);
+}
+
+/* It is up no more, whatever becomes of its connection. */
+static void take_down(struct peer *p)
+{
+    struct known *k = p->known;
+    p->state = PEER_CLOSING;
+    k->peer = NULL;
+    if (p->is_worker)
+        log_requests_worker_closed(p->links->cp->logs, k->record.id);
+    if (!p->links->closing)
+        tell_closed(p);
+}
+
+static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes);
+
+/* What came before it was up. */
+static void replay_early(struct peer *p)
+{
+    struct buf early = p->early;
+    p->early = (struct buf){0};
+    for (size_t at = 0; at < early.bytes && p->state == PEER_UP;) {
+        uint32_t bytes;
+        memcpy(&bytes, early.data + at, sizeof(bytes));
+        on_frame(p->link, p, (uint8_t *)early.data + at + sizeof(bytes), bytes);
+        at += sizeof(bytes) + bytes;
+    }
+    buf_done(&early);
+}
+
+static void bring_up(struct peer *p, struct known *k)
+{
+    if (k->peer != NULL) { /* a new connection with its name replaces the old */
+        struct peer *old = k->peer;
+        take_down(old);
+        if (old->link != NULL)
+            link_close(old->link, ERR_CLOSED, "replaced by a new connection of the same name");
+    }
+    k->peer = p;
+    p->known = k;
+    p->state = PEER_UP;
+    k->heard_ns = p->heard_told_ns = loop_now_ns(p->links->cp->loop);
+    log_info(p->is_worker ? "worker.up" : "data_plane.up", LOG_STR("name", k->record.name),
+             LOG_U64("id", k->record.id), LOG_STR("address", k->record.address),
+             LOG_STR("peer", p->ip));
+    welcome(p);
+    if (p->is_worker)
+        tell_worker_up(p);
+    else
+        tell_data_plane_up(p);
+    take_message(p, p->first); /* a Hello may carry more */
+    dirigent__to_control_plane__free_unpacked(p->first, NULL);
+    p->first = NULL;
+    replay_early(p);
+}
+
+static void peer_free_when_done(struct peer *p);
+
+static void on_peer_stored(struct store_write *write, enum err err, const struct error *e)
+{
+    struct peer *p = container_of(write, struct peer, write);
+    struct links *l = p->links;
+    free(write->value);
+    write->value = NULL;
+    struct known *k = known_find(l, p->is_worker, p->record.name);
+    if (err == ERR_OK && k == NULL)
+        k = known_add(l, p->is_worker, &p->record);
+    else if (err == ERR_OK)
+        k->record = p->record;
+    if (p->link != NULL && p->state == PEER_STORING && err == ERR_OK)
+        bring_up(p, k);
+    else if (p->link != NULL && p->state == PEER_STORING)
+        refuse(p, e->text);
+    else
+        peer_free_when_done(p);
+}
+
+static void store_peer(struct peer *p)
+{
+    struct links *l = p->links;
+    p->state = PEER_STORING;
+    p->write = (struct store_write){
+        .kind = p->is_worker ? STORE_WORKER : STORE_DATA_PLANE,
+        .id = p->record.id,
+        .value = peer_record_write(&p->record),
+        .next_id = l->cp->next_id,
+        .on_done = on_peer_stored,
+    };
+    store_submit(l->cp->store, &p->write);
+}
+
+/* Where a data plane that listens on all addresses, or a worker that names none, is found. */
+static void record_from_hello(struct peer *p, const Dirigent__Hello *h)
+{
+    const char *address = p->is_worker ? h->address : h->listen_address;
+    if (p->is_worker && address[0] == '\0')
+        address = p->ip;
+    p->record = (struct peer_record){0};
+    snprintf(p->record.name, sizeof(p->record.name), "%s", h->name);
+    snprintf(p->record.address, sizeof(p->record.address), "%s", address);
+}
+
+/* Another connection with this role and name waits for the disk: there must be one record only. */
+static bool is_being_stored(const struct links *l, const Dirigent__Hello *h)
+{
+    bool is_worker = h->role == DIRIGENT__ROLE__ROLE_WORKER;
+    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    {
+        if (p->write.value != NULL && p->is_worker == is_worker &&
+            strcmp(p->record.name, h->name) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void take_hello(struct peer *p, Dirigent__ToControlPlane *m)
+{
+    struct links *l = p->links;
+    const Dirigent__Hello *h = m->hello;
+    const char *why = objection(l, h);
+    if (why == NULL && is_being_stored(l, h))
+        why = "another connection with its name is being registered: try again";
+    if (why != NULL) {
+        dirigent__to_control_plane__free_unpacked(m, NULL);
+        refuse(p, why);
+        return;
+    }
+    p->is_worker = h->role == DIRIGENT__ROLE__ROLE_WORKER;
+    p->first = m; /* taken */
+    snprintf(p->software, sizeof(p->software), "%s", h->software);
+    record_from_hello(p, h);
+    struct known *k = known_find(l, p->is_worker, h->name);
+    p->record.id = k != NULL ? k->record.id : l->cp->next_id;
+    if (k != NULL && strcmp(k->record.address, p->record.address) == 0) {
+        bring_up(p, k);
+        return;
+    }
+    if (k == NULL)
+        l->cp->next_id++;
+    store_peer(p);
+}
+
+/* ---- the connection ---- */
+
+static void keep_early(struct peer *p, const uint8_t *data, size_t bytes)
+{
+    uint32_t length = (uint32_t)bytes;
+    if (p->early.bytes + bytes > FRAMES_BEFORE_UP_BYTES_MAX) {
+        p->state = PEER_CLOSING;
+        link_close(p->link, ERR_PROTOCOL, "it says too much before it is welcome");
+        return;
+    }
+    buf_append(&p->early, &length, sizeof(length));
+    buf_append(&p->early, data, bytes);
+}
+
+static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
+{
+    struct peer *p = user;
+    if (p->state == PEER_CLOSING)
+        return;
+    if (p->state == PEER_STORING) {
+        keep_early(p, data, bytes);
+        return;
+    }
+    p->links->cp->event_begin_ns = clock_mono_ns();
+    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(NULL, bytes, data);
+    if (m == NULL || (m->hello != NULL) != (p->state == PEER_NEW)) {
+        if (m != NULL)
+            dirigent__to_control_plane__free_unpacked(m, NULL);
+        link_close(link, ERR_PROTOCOL, "it sent something that is no message of the protocol");
+        return;
+    }
+    if (p->state == PEER_NEW) {
+        take_hello(p, m);
+        return;
+    }
+    take_message(p, m);
+    dirigent__to_control_plane__free_unpacked(m, NULL);
+}
+
+/* Freed when the link has told its end and the store has no write of it. */
+static void peer_free_when_done(struct peer *p)
+{
+    if (p->link != NULL || p->write.value != NULL)
+        return;
+    loop_defer_cancel(&p->flush);
+    loop_timer_stop(p->links->cp->loop, &p->pump);
+    while (!list_is_empty(&p->transfers))
+        transfer_end(list_entry(list_first(&p->transfers), struct transfer, node));
+    if (p->first != NULL)
+        dirigent__to_control_plane__free_unpacked(p->first, NULL);
+    if (p->load != NULL)
+        dirigent__worker_load__free_unpacked(p->load, NULL);
+    buf_done(&p->early);
+    outbox_done(&p->outbox);
+    map_done(&p->prepared);
+    map_done(&p->in_flight);
+    list_remove(&p->node);
+    free(p);
+}
+
+static void on_closed(struct link *link, void *user, enum err err, const char *why)
+{
+    struct peer *p = user;
+    p->link = NULL;
+    if (p->known != NULL)
+        log_info(p->is_worker ? "worker.closed" : "data_plane.closed",
+                 LOG_STR("name", p->known->record.name), LOG_STR("why", why));
+    if (p->state == PEER_UP)
+        take_down(p);
+    p->state = PEER_CLOSING;
+    peer_free_when_done(p);
+}
+
+static void on_accept(struct loop_listener *listener, int fd, const struct sockaddr_storage *peer)
+{
+    static const struct link_callbacks callbacks = {
+        .on_frame = on_frame, .on_drained = on_link_drained, .on_closed = on_closed};
+    struct links *l = container_of(listener, struct links, listener);
+    struct peer *p = mem_new(sizeof(*p));
+    struct error e = {0};
+    char address[64] = "";
+    p->links = l;
+    p->flush.on_turn_end = on_flush;
+    list_init(&p->transfers);
+    loop_timer_init(&p->pump, on_pump);
+    if (link_accept(l->cp->loop, fd, &callbacks, p, &p->link, &e) != ERR_OK) {
+        log_warn("peer.accept", LOG_STR("why", e.text));
+        free(p);
+        return;
+    }
+    link_peer_address(p->link, address, sizeof(address));
+    struct str ip = host_of(address);
+    snprintf(p->ip, sizeof(p->ip), "%.*s", STR_ARG(ip));
+    list_push_back(&l->peers, &p->node);
+    link_set_timers(p->link, 0, HELLO_TIMEOUT_MS);
+}
+
+/* Heartbeats are seen by links only: this tells the core who is alive. */
+static void on_heard_timer(struct loop_timer *timer)
+{
+    struct links *l = container_of(timer, struct links, heard_timer);
+    l->cp->event_begin_ns = clock_mono_ns();
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->state != PEER_UP || p->link == NULL || link_heard_ns(p->link) == p->heard_told_ns)
+            continue;
+        struct control_event event = {.kind = EVENT_PEER_ALIVE};
+        event.alive.is_worker = p->is_worker;
+        event.alive.id = p->known->record.id;
+        p->known->heard_ns = p->heard_told_ns = link_heard_ns(p->link);
+        shell_step(l->cp, &event);
+    }
+    uint64_t period = MIN(HEARD_PERIOD_NS, l->cp->settings.peer_dead_after * NS_PER_MS / 8);
+    loop_timer_start(l->cp->loop, timer, loop_now_ns(l->cp->loop) + period);
+}
+
+/* Sandboxes that went with their worker were never reported gone. */
+void links_tidy(struct links *l)
+{
+    size_t cursor = 0;
+    struct placed *placed;
+    struct sandbox_view view;
+    struct map kept = {0};
+    while ((placed = map_next(&l->placed, &cursor)) != NULL) {
+        if (control_sandbox(l->cp->core, placed->sandbox_id, &view))
+            map_put(&kept, placed->sandbox_id, placed);
+        else
+            free(placed);
+    }
+    map_done(&l->placed);
+    l->placed = kept;
+}
+
+/* ---- life ---- */
+
+enum err links_new(struct control_plane *cp, struct links **ret_links, struct error *e)
+{
+    struct links *l = mem_new(sizeof(*l));
+    l->cp = cp;
+    l->listener.poll.fd = -1;
+    list_init(&l->peers);
+    loop_timer_init(&l->heard_timer, on_heard_timer);
+    *ret_links = l;
+    return ERR_OK;
+}
+
+enum err links_listen(struct links *l, struct error *e)
+{
+    int fd = -1;
+    enum err err = socket_listen(l->cp->settings.cluster, false, &fd, e);
+    if (err != ERR_OK)
+        return error_prefix(e, "cluster protocol");
+    l->listener.on_accept = on_accept;
+    err = loop_listener_start(l->cp->loop, &l->listener, fd, e);
+    if (err != ERR_OK)
+        return err;
+    struct sockaddr_storage bound = {0};
+    socklen_t bytes = sizeof(bound);
+    if (getsockname(fd, (struct sockaddr *)&bound, &bytes) == 0)
+        address_format((struct sockaddr *)&bound, l->address, sizeof(l->address));
+    on_heard_timer(&l->heard_timer);
+    return ERR_OK;
+}
+
+const char *links_address(const struct links *l)
+{
+    return l->address;
+}
+
+void links_close(struct links *l)
+{
+    l->closing = true;
+    loop_timer_stop(l->cp->loop, &l->heard_timer);
+    if (l->address[0] != '\0')
+        loop_listener_stop(&l->listener);
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->link != NULL)
+            link_close(p->link, ERR_CLOSED, "the control plane stops");
+    }
+}
+
+void links_free(struct links *l)
+{
+    size_t cursor = 0;
+    struct known *k;
+    if (l == NULL)
+        return;
+    assert(list_is_empty(&l->peers));
+    while ((k = map_next(&l->known, &cursor)) != NULL)
+        free(k);
+    map_done(&l->known);
+    strmap_done(&l->by_name);
+    cursor = 0;
+    struct placed *placed;
+    while ((placed = map_next(&l->placed, &cursor)) != NULL)
+        free(placed);
+    map_done(&l->placed);
+    free(l);
+}
+
+/* ---- output of sandboxes ---- */
+
+static void ask_logs(struct peer *p, const struct log_query *query, bool cancel)
+{
+    Dirigent__LogGet *m =
+        OUTBOX_ADD(&p->outbox, log_gets, Dirigent__LogGet, DIRIGENT__LOG_GET__INIT);
+    m->request_id = query->request_id;
+    m->function_id = query->function_id;
+    m->lines = query->lines;
+    m->since_ms = query->since_ms;
+    m->follow = query->follow;
+    m->cancel = cancel;
+    send_later(p);
+}
+
+static size_t ask_all_logs(struct links *l, const struct log_query *query, bool cancel)
+{
+    size_t count = 0;
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->state != PEER_UP || !p->is_worker)
+            continue;
+        ask_logs(p, query, cancel);
+        count++;
+    }
+    return count;
+}
+
+size_t links_logs_ask(struct links *l, const struct log_query *query)
+{
+    return ask_all_logs(l, query, false);
+}
+
+void links_logs_cancel(struct links *l, uint64_t request_id)
+{
+    struct log_query query = {.request_id = request_id};
+    (void)ask_all_logs(l, &query, true);
+}
+
+/* ---- views ---- */
+
+static void view_of(const struct links *l, const struct known *k, struct peer_view *ret)
+{
+    const struct peer *p = k->peer;
+    uint64_t now = loop_now_ns(l->cp->loop);
+    *ret = (struct peer_view){
+        .record = &k->record,
+        .is_worker = k->is_worker,
+        .connected = p != NULL,
+        .software = p != NULL ? p->software : "",
+        .peer_ip = p != NULL ? p->ip : "",
+        .heard_ms_ago = k->heard_ns == 0 ? UINT64_MAX : (now - MIN(now, k->heard_ns)) / NS_PER_MS,
+    };
+    if (p != NULL && p->load != NULL) {
+        ret->load.cpu_used_milli = p->load->cpu_used_milli;
+        ret->load.blanks_ready = p->load->blanks_ready;
+        ret->load.memory_used_bytes = p->load->memory_used_bytes;
+        ret->load.disk_free_bytes = p->load->disk_free_bytes;
+    }
+}
+
+bool links_peer_next(const struct links *l, size_t *cursor, struct peer_view *ret)
+{
+    const struct known *k = map_next(&l->known, cursor);
+    if (k != NULL)
+        view_of(l, k, ret);
+    return k != NULL;
+}
+
+bool links_peer(const struct links *l, uint64_t id, struct peer_view *ret)
+{
+    const struct known *k = map_get(&l->known, id);
+    if (k != NULL)
+        view_of(l, k, ret);
+    return k != NULL;
+}
+
+uint32_t links_sandbox_in_flight(const struct links *l, uint64_t sandbox_id)
+{
+    uint64_t sum = 0;
+    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    {
+        uintptr_t stored = (uintptr_t)map_get(&p->in_flight, sandbox_id);
+        sum += p->state == PEER_UP && stored > 0 ? stored - 1 : 0;
+    }
+    return (uint32_t)MIN(sum, UINT32_MAX);
+}
+
+void links_public_address(const struct peer_view *v, char *ret_text, size_t bytes)
+{
+    const char *address = v->record->address;
+    struct str host = host_of(address);
+    bool wildcard =
+        host.bytes == 0 || str_equal(host, STR("0.0.0.0")) || str_equal(host, STR("::"));
+    const char *port = strrchr(address, ':');
+    bool v6 = strchr(v->peer_ip, ':') != NULL;
+    if (!wildcard || port == NULL || v->peer_ip[0] == '\0')
+        snprintf(ret_text, bytes, "%s", address);
+    else
+        snprintf(ret_text, bytes, v6 ? "[%s]%s" : "%s%s", v->peer_ip, port);
+}

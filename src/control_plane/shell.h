@@ -1,0 +1,53 @@
+/* shell.h - inside src/control_plane only: the program around the core. One loop thread owns all of
+ * it.
+ *
+ * What arrives (frames, API calls, timers) becomes events; shell_step() gives them to the core and
+ * carries out its orders. Registrations go to the store first and to the core when they are on
+ * disk. */
+#pragma once
+#include "base/settings.h"
+#include "base/str.h"
+#include "control_plane/core.h"
+#include "control_plane/store/store.h"
+#include "http/server.h"
+#include "loop/loop.h"
+
+struct control_plane_settings {
+#define SETTING(key, type, default_text, help) SETTING_FIELD_##type(key)
+#include "control_plane/control_plane_settings.def"
+#undef SETTING
+};
+
+struct registry;
+struct links;
+struct blobs;
+struct log_requests;
+struct api;
+
+struct control_plane {
+    struct control_plane_settings settings;
+    char *data_path; /* <data_dir>/control-plane */
+    struct loop *loop;
+    struct loop_signals signals;
+    struct store *store;
+    uint64_t epoch, next_id; /* next_id: ids of functions, workers and data planes */
+
+    struct control *core;
+    struct control_orders orders;
+    struct loop_timer tick;
+    bool stepping;
+    uint64_t event_begin_ns; /* when what led to this step arrived, to tell what placing took */
+    uint64_t events, orders_count;
+
+    struct registry *registry;
+    struct links *links;
+    struct blobs *blobs;
+    struct log_requests *logs;
+    struct api *api;
+    uint64_t started_at_ms, started_ns;
+    enum err end; /* why the loop stopped */
+};
+
+/* Gives the event to the core and carries out what it orders. Not from within an order. */
+void shell_step(struct control_plane *cp, const struct control_event *event);
+uint64_t shell_now_ms(const struct control_plane *cp); /* monotonic */
