@@ -1,0 +1,338 @@
+/* cgroup.c - cgroups(7), both versions. */
+#include "sandbox/cgroup.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char *const controllers[3] = {"memory", "cpu", "pids"};
+enum { MEMORY, CPU, PIDS };
+
+static unsigned dir_count(const struct cgroup_tree *t)
+{
+    return t->version == 2 ? 1 : 3;
+}
+
+static int dir_of(const struct cgroup_tree *t, int controller)
+{
+    return t->dirs[t->version == 2 ? 0 : controller];
+}
+
+static bool list_has(const char *list, const char *word, const char *separators)
+{
+    size_t bytes = strlen(word);
+    for (const char *at = list; (at = strstr(at, word)) != NULL; at += bytes) {
+        bool begins = at == list || strchr(separators, at[-1]) != NULL;
+        if (begins && (at[bytes] == '\0' || strchr(separators, at[bytes]) != NULL))
+            return true;
+    }
+    return false;
+}
+
+/* ---- finding out ---- */
+
+enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const char *controller, char *ret_path,
+                        size_t bytes)
+{
+    char point[256] = "", own[400] = "";
+    /* 36 25 0:31 / /sys/fs/cgroup/memory rw … - cgroup cgroup rw,memory (proc(5)) */
+    for (const char *line = mountinfo; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
+        char text[1024], at[256], options[256];
+        (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
+        const char *tail = strstr(text, " - cgroup ");
+        if (tail == NULL || sscanf(text, "%*s %*s %*s %*s %255s", at) != 1 ||
+            sscanf(tail, " - cgroup %*s %255s", options) != 1 || !list_has(options, controller, ","))
+            continue;
+        strcpy(point, at);
+        break;
+    }
+    /* 4:memory:/path */
+    for (const char *line = self_cgroup; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
+        char text[700], names[128], path[400];
+        (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
+        if (sscanf(text, "%*d:%127[^:]:%399s", names, path) == 2 && list_has(names, controller, ","))
+            strcpy(own, path);
+    }
+    if (point[0] == '\0' || own[0] == '\0')
+        return ERR_NOT_FOUND;
+    if (strncmp(own, "/..", 3) == 0) /* the mount shows less than the path tells */
+        own[0] = '\0';
+    int n = snprintf(ret_path, bytes, "%s%s", point, strcmp(own, "/") == 0 ? "" : own);
+    return n > 0 && (size_t)n < bytes ? ERR_OK : ERR_TOO_LARGE;
+}
+
+static bool v2_path(const char *mountinfo, char *ret_path, size_t bytes)
+{
+    for (const char *line = mountinfo; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
+        char text[1024], at[256], list_path[300];
+        (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
+        if (strstr(text, " - cgroup2 ") == NULL || sscanf(text, "%*s %*s %*s %*s %255s", at) != 1)
+            continue;
+        (void)snprintf(list_path, sizeof(list_path), "%s/cgroup.controllers", at);
+        char *list = NULL;
+        bool all = file_read(list_path, 4096, &list, NULL, NULL) == ERR_OK;
+        for (int i = 0; i < 3 && all; i++)
+            all = list_has(list, controllers[i], " \n");
+        free(list);
+        (void)snprintf(ret_path, bytes, "%s", at);
+        return all;
+    }
+    return false;
+}
+
+/* ---- files ---- */
+
+static enum err write_file(int dir, const char *name, const char *text)
+{
+    cleanup(fd_close) int fd = openat(dir, name, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_from_errno(errno);
+    ssize_t n = write(fd, text, strlen(text));
+    return n < 0 ? err_from_errno(errno) : ERR_OK;
+}
+
+static enum err read_text(int dir, const char *name, char *ret_text, size_t bytes)
+{
+    cleanup(fd_close) int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_from_errno(errno);
+    ssize_t n = read(fd, ret_text, bytes - 1);
+    if (n < 0)
+        return err_from_errno(errno);
+    ret_text[n] = '\0';
+    return ERR_OK;
+}
+
+static uint64_t read_number(int dir, const char *name)
+{
+    char text[64];
+    return read_text(dir, name, text, sizeof(text)) == ERR_OK ? strtoull(text, NULL, 10) : 0;
+}
+
+static void slot_file(uint32_t slot, const char *file, char *ret_name, size_t bytes)
+{
+    (void)snprintf(ret_name, bytes, "s%u/%s", slot, file);
+}
+
+/* Writes a value and checks that the kernel took it; it may round a size down to whole pages. */
+static enum err limit_set(int dir, uint32_t slot, const char *file, uint64_t value, struct error *e)
+{
+    char name[64], text[32];
+    slot_file(slot, file, name, sizeof(name));
+    (void)snprintf(text, sizeof(text), "%" PRIu64, value);
+    enum err err = write_file(dir, name, text);
+    if (err != ERR_OK)
+        return error_errno(e, "write %s to %s of the cgroup", text, file);
+    uint64_t got = read_number(dir, name);
+    if (got > value || value - got >= 65536)
+        return error_set(e, ERR_FAILED, "the cgroup's %s is %" PRIu64 " after %" PRIu64 " was written", file, got, value);
+    return ERR_OK;
+}
+
+/* ---- the subtree ---- */
+
+static void kill_all(int dir, const char *group)
+{
+    char name[300];
+    (void)snprintf(name, sizeof(name), "%s/cgroup.procs", group);
+    cleanup(fd_close) int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+    char text[4096];
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof(text) - 1) : 0;
+    if (n <= 0)
+        return;
+    text[n] = '\0';
+    char *rest = NULL;
+    for (char *pid = strtok_r(text, "\n", &rest); pid != NULL; pid = strtok_r(NULL, "\n", &rest))
+        if (atoi(pid) > 1)
+            (void)kill(atoi(pid), SIGKILL);
+}
+
+/* Removes every cgroup of one hierarchy's subtree; kills what a dead launcher left there, with patience. */
+static void sweep(int dir)
+{
+    cleanup(fd_close) int copy = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = copy >= 0 ? fdopendir(fd_take(&copy)) : NULL;
+    if (list == NULL)
+        return;
+    for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
+        if (entry->d_name[0] != 's' || strspn(entry->d_name + 1, "0123456789") != strlen(entry->d_name + 1))
+            continue;
+        for (int i = 0; i < 200 && unlinkat(dir, entry->d_name, AT_REMOVEDIR) < 0 && errno == EBUSY; i++) {
+            kill_all(dir, entry->d_name);
+            (void)usleep(5000);
+        }
+    }
+    closedir(list);
+}
+
+static enum err tree_dir_open(struct cgroup_tree *t, int index, const char *parent, const char *name, struct error *e)
+{
+    int n = snprintf(t->paths[index], sizeof(t->paths[index]), "%s/%s", parent, name);
+    if (n < 0 || (size_t)n >= sizeof(t->paths[index]))
+        return error_set(e, ERR_TOO_LARGE, "the path of the cgroup below '%s' is too long", parent);
+    if (mkdir(t->paths[index], 0755) < 0 && errno != EEXIST)
+        return error_errno(e, "make cgroup '%s'", t->paths[index]);
+    t->dirs[index] = open(t->paths[index], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (t->dirs[index] < 0)
+        return error_errno(e, "open cgroup '%s'", t->paths[index]);
+    sweep(t->dirs[index]);
+    return ERR_OK;
+}
+
+enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t, struct error *e)
+{
+    *t = (struct cgroup_tree){.dirs = {-1, -1, -1}};
+    char *mountinfo cleanup(free_pointer) = NULL, *own cleanup(free_pointer) = NULL;
+    char path[700];
+    enum err err = file_read("/proc/self/mountinfo", MIB, &mountinfo, NULL, e);
+    if (err == ERR_OK)
+        err = file_read("/proc/self/cgroup", 64 * KIB, &own, NULL, e);
+    if (err != ERR_OK)
+        return err;
+    if (force_version != 1 && v2_path(mountinfo, path, sizeof(path))) {
+        t->version = 2;
+        int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        (void)write_file(root, "cgroup.subtree_control", "+memory +cpu +pids"); /* checked below, in ours */
+        fd_close(&root);
+        err = tree_dir_open(t, 0, path, name, e);
+        if (err == ERR_OK && write_file(t->dirs[0], "cgroup.subtree_control", "+memory +cpu +pids") != ERR_OK)
+            err = error_errno(e, "enable memory, cpu and pids in cgroup '%s'", t->paths[0]);
+        return err;
+    }
+    if (force_version == 2)
+        return error_set(e, ERR_UNSUPPORTED, "cgroup version 2 with memory, cpu and pids is not mounted on this host");
+    t->version = 1;
+    for (int i = 0; i < 3; i++) {
+        if (cgroup_v1_path(mountinfo, own, controllers[i], path, sizeof(path)) != ERR_OK)
+            return error_set(e, ERR_UNSUPPORTED,
+                             "no cgroup controller '%s' on this host, neither version 2 nor version 1: sandboxes need "
+                             "memory, cpu and pids", controllers[i]);
+        err = tree_dir_open(t, i, path, name, e);
+        if (err != ERR_OK)
+            return err;
+    }
+    return ERR_OK;
+}
+
+void cgroup_tree_remove(struct cgroup_tree *t)
+{
+    for (unsigned i = 0; i < dir_count(t); i++) {
+        if (t->dirs[i] < 0)
+            continue;
+        sweep(t->dirs[i]);
+        fd_close(&t->dirs[i]);
+        (void)rmdir(t->paths[i]);
+    }
+}
+
+/* ---- slots ---- */
+
+enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct error *e)
+{
+    char name[32];
+    (void)snprintf(name, sizeof(name), "s%u", slot);
+    for (unsigned i = 0; i < dir_count(t); i++)
+        if (mkdirat(t->dirs[i], name, 0755) < 0 && errno != EEXIST)
+            return error_errno(e, "make cgroup '%s/%s'", t->paths[i], name);
+    return ERR_OK;
+}
+
+static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l, struct error *e)
+{
+    char name[64];
+    int memory = t->dirs[MEMORY];
+    slot_file(slot, "memory.limit_in_bytes", name, sizeof(name));
+    bool shrinks = read_number(memory, name) > l->memory_bytes;
+    slot_file(slot, "memory.memsw.limit_in_bytes", name, sizeof(name));
+    bool swap_counted = faccessat(memory, name, W_OK, 0) == 0;
+    enum err err = ERR_OK;
+    /* memory + swap may never be below memory, at no moment */
+    if (swap_counted && !shrinks)
+        err = limit_set(memory, slot, "memory.memsw.limit_in_bytes", l->memory_bytes, e);
+    if (err == ERR_OK)
+        err = limit_set(memory, slot, "memory.limit_in_bytes", l->memory_bytes, e);
+    if (err == ERR_OK && swap_counted && shrinks)
+        err = limit_set(memory, slot, "memory.memsw.limit_in_bytes", l->memory_bytes, e);
+    if (err == ERR_OK)
+        err = limit_set(t->dirs[CPU], slot, "cpu.cfs_quota_us", MAX((uint64_t)l->cpu_milli * 100, UINT64_C(1000)), e);
+    if (err == ERR_OK)
+        err = limit_set(t->dirs[PIDS], slot, "pids.max", l->pids_max, e);
+    return err;
+}
+
+static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l, struct error *e)
+{
+    char name[64], text[64], got[64] = "";
+    enum err err = limit_set(t->dirs[0], slot, "memory.max", l->memory_bytes, e);
+    if (err == ERR_OK)
+        err = limit_set(t->dirs[0], slot, "pids.max", l->pids_max, e);
+    if (err != ERR_OK)
+        return err;
+    slot_file(slot, "memory.swap.max", name, sizeof(name));
+    (void)write_file(t->dirs[0], name, "0"); /* absent when the kernel has no swap accounting */
+    slot_file(slot, "memory.oom.group", name, sizeof(name));
+    (void)write_file(t->dirs[0], name, "1");
+    slot_file(slot, "cgroup.max.descendants", name, sizeof(name));
+    (void)write_file(t->dirs[0], name, "0");
+    slot_file(slot, "cpu.max", name, sizeof(name));
+    (void)snprintf(text, sizeof(text), "%" PRIu64 " 100000\n", MAX((uint64_t)l->cpu_milli * 100, UINT64_C(1000)));
+    if (write_file(t->dirs[0], name, text) != ERR_OK || read_text(t->dirs[0], name, got, sizeof(got)) != ERR_OK ||
+        strcmp(got, text) != 0)
+        return error_set(e, ERR_FAILED, "the cgroup's cpu.max is '%s' after '%s' was written", got, text);
+    return ERR_OK;
+}
+
+enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *limits,
+                           struct error *e)
+{
+    return t->version == 2 ? limit_v2(t, slot, limits, e) : limit_v1(t, slot, limits, e);
+}
+
+enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct error *e)
+{
+    char name[64];
+    slot_file(slot, "cgroup.procs", name, sizeof(name));
+    for (unsigned i = 0; i < dir_count(t); i++)
+        if (write_file(t->dirs[i], name, "0") != ERR_OK)
+            return error_errno(e, "enter cgroup '%s/s%u'", t->paths[i], slot);
+    return ERR_OK;
+}
+
+uint64_t cgroup_slot_oom_kills(const struct cgroup_tree *t, uint32_t slot)
+{
+    char name[64], text[512];
+    slot_file(slot, t->version == 2 ? "memory.events" : "memory.oom_control", name, sizeof(name));
+    if (read_text(dir_of(t, MEMORY), name, text, sizeof(text)) != ERR_OK)
+        return 0;
+    const char *at = strstr(text, "oom_kill ");
+    return at != NULL ? strtoull(at + 9, NULL, 10) : 0;
+}
+
+uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot)
+{
+    char name[64];
+    slot_file(slot, t->version == 2 ? "memory.peak" : "memory.max_usage_in_bytes", name, sizeof(name));
+    return read_number(dir_of(t, MEMORY), name);
+}
+
+void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot)
+{
+    char name[64];
+    if (t->version == 2) {
+        slot_file(slot, "memory.reclaim", name, sizeof(name));
+        (void)write_file(t->dirs[0], name, "1073741824");
+        return;
+    }
+    slot_file(slot, "memory.usage_in_bytes", name, sizeof(name));
+    if (read_number(t->dirs[MEMORY], name) > 0) {
+        slot_file(slot, "memory.force_empty", name, sizeof(name));
+        (void)write_file(t->dirs[MEMORY], name, "0");
+    }
+    slot_file(slot, "memory.max_usage_in_bytes", name, sizeof(name));
+    (void)write_file(t->dirs[MEMORY], name, "0");
+}

@@ -1,0 +1,31 @@
+/* netlink.h - rtnetlink(7) by hand: messages are put together in a buffer, sent at once, and each
+ * acknowledgement is looked at. Blocks. One thread. */
+#pragma once
+#include "base/base.h"
+#include <linux/netlink.h>
+
+#define NETLINK_BYTES_MAX 4096u
+
+struct netlink {
+    int fd;
+    uint32_t sequence, first_sequence;
+    uint32_t count; /* messages in the buffer */
+    size_t bytes;
+    const char *what[16]; /* for the error: what each message asks for */
+    _Alignas(NLMSG_ALIGNTO) char data[NETLINK_BYTES_MAX];
+};
+/* Opens a socket in the network namespace of the calling thread. */
+must_check enum err netlink_open(struct netlink *n, struct error *e);
+void netlink_close(struct netlink *n);
+/* Begins a message; `what` is a literal, for errors. Returns its fixed part (`head_bytes`, zeroed). */
+void *netlink_begin(struct netlink *n, uint16_t type, uint16_t flags, size_t head_bytes,
+                    const char *what);
+void netlink_attribute(struct netlink *n, uint16_t type, const void *data, size_t bytes);
+void netlink_attribute_u32(struct netlink *n, uint16_t type, uint32_t value);
+struct nlattr *netlink_nest_begin(struct netlink *n, uint16_t type);
+/* Room inside a nest for a fixed part (veth's peer has one). */
+void *netlink_nest_space(struct netlink *n, size_t bytes);
+void netlink_nest_end(struct netlink *n, struct nlattr *nest);
+/* Sends all and waits for all answers. The error names the first request that was refused. Leaves the
+ * buffer empty. */
+must_check enum err netlink_send(struct netlink *n, struct error *e);
