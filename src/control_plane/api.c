@@ -219,7 +219,11 @@ static void on_wait_timeout(struct loop_timer *timer)
     struct function_view view;
     struct error e = {0};
     bool known = control_function(call->cp->core, call->function_id, &view);
-    const char *why = known ? view.failure : "";
+    struct cluster_numbers numbers;
+    cluster_numbers(call->cp, &numbers);
+    const char *why = numbers.workers_alive == 0 ? "no worker is connected"
+                      : known                    ? view.failure
+                                                 : "";
     error_set(&e, ERR_TIMEOUT,
               "version %u of '%s' is registered, but was not ready within %" PRIu64 " ms%s%s",
               call->version, call->name, call->wait_ms, why[0] != '\0' ? ": " : "", why);
@@ -306,13 +310,13 @@ static struct str header_get(const struct http_request *request, const char *nam
     return STR_NONE;
 }
 
+/* An address or localhost: not a name that somebody's DNS could turn to us. */
 static bool is_local_name(struct str host)
 {
-    bool digits = host.bytes > 0;
+    bool v4 = host.bytes > 0, v6 = host.bytes > 0 && host.data[0] == '[';
     for (size_t i = 0; i < host.bytes; i++)
-        digits &= strchr("0123456789.:[]abcdefABCDEF", host.data[i]) != NULL;
-    return str_equal_nocase(host, STR("localhost")) ||
-           (digits && memchr(host.data, '.', host.bytes)) || (digits && host.data[0] == '[');
+        v4 &= (host.data[i] >= '0' && host.data[i] <= '9') || host.data[i] == '.';
+    return v4 || v6 || str_equal_nocase(host, STR("localhost"));
 }
 
 /* A page in somebody's browser must not change a cluster that the browser happens to reach: its

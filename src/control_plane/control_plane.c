@@ -225,6 +225,9 @@ static enum err check_settings(const struct control_plane_settings *s, enum log_
     if (s->reconnect_grace > 600000 || s->reconstruction > 600000)
         return error_field(e, ERR_USAGE, "reconnect_grace",
                            "--reconnect-grace and --reconstruction must be at most 10m");
+    if (s->code_staged_for < 10000)
+        return error_field(e, ERR_USAGE, "code_staged_for",
+                           "--code-staged-for must be at least 10s");
     for (size_t i = 0; i < ARRAY_COUNT(levels); i++) {
         if (strcmp(s->log_level, levels[i]) != 0)
             continue;

@@ -4,8 +4,11 @@
 
 static struct function_record sample(bool on_trial)
 {
-    struct function_record r = {.id = 7, .latest_version = 3, .active_version = on_trial ? 2 : 3,
-                                .has_active = on_trial, .created_at_ms = 1700000000000,
+    struct function_record r = {.id = 7,
+                                .latest_version = 3,
+                                .active_version = on_trial ? 2 : 3,
+                                .has_active = on_trial,
+                                .created_at_ms = 1700000000000,
                                 .updated_at_ms = 1700000000001};
     json_t *json = json_pack("{s:s, s:[s,s], s:{s:s}, s:i}", "name", "hello", "command", "python3",
                              "ü \"quoted\"", "env", "A", "b", "min", 2);
@@ -49,7 +52,10 @@ TEST(a_function_record_reads_back_as_it_was)
 TEST(records_that_make_no_sense_are_damage)
 {
     static const char *const bad[] = {
-        "", "[]", "{}", "{\"version\":1}",
+        "",
+        "[]",
+        "{}",
+        "{\"version\":1}",
         "{\"version\":0,\"active_version\":0,\"created_at_ms\":0,\"updated_at_ms\":0,"
         "\"spec\":{\"name\":\"a\",\"command\":\"b\"}}",
         "{\"version\":1,\"active_version\":2,\"created_at_ms\":0,\"updated_at_ms\":0,"
@@ -62,7 +68,8 @@ TEST(records_that_make_no_sense_are_damage)
     for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
         struct function_record r;
         struct error e = {0};
-        if (function_record_read(7, bad[i], &r, &e) == ERR_OK || strstr(e.text, "function 7") == NULL)
+        if (function_record_read(7, bad[i], &r, &e) == ERR_OK ||
+            strstr(e.text, "function 7") == NULL)
             test_fail(__FILE__, __LINE__, "'%s': %s", bad[i], e.text);
     }
 }
