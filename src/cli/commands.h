@@ -1,0 +1,9 @@
+/* commands.h - the commands, one file each; main.c has the table. */
+#pragma once
+#include "cli/command.h"
+
+extern const struct command command_up, command_control_plane, command_data_plane, command_worker;
+extern const struct command command_deploy, command_apply, command_scale, command_delete;
+extern const struct command command_invoke, command_list, command_describe, command_logs,
+    command_sandboxes, command_workers, command_data_planes, command_status;
+extern const struct command command_completion;
