@@ -12,12 +12,10 @@
  * packet carries LAUNCHER_PROTOCOL). Strings in a template are packed NUL-terminated. Descriptors by
  * SCM_RIGHTS. Every field is bounds-checked by the launcher; a wrong packet closes the connection.
  *
- * Addresses of slot n (0-based) in the worker's pool (default 10.200.0.0/17, two halves):
- *   direct:   base + 4 + n           the sandbox's own address; port is the function's
- *   loopback: base + half + 4 + n    translated to 127.0.0.1 inside the namespace, for programs that
- *                                    listen on 127.0.0.1 only
- *   gateway:  base + 1               the host end
- *   host port: host_port_base + n (direct), + SANDBOXES_PER_WORKER_MAX (loopback): static nftables map */
+ * Slot n has the address pool + 4 + n (sandbox/network.h); data planes of this host connect to (address, function's port), others to
+ * host port host_port_base + n of this host. A program that binds 127.0.0.1:$PORT is bound to all addresses of its own
+ * namespace instead (docs/decisions/0003), so it is reached like any other.
+ */
 #pragma once
 #include "base/base.h"
 #include "base/limits.h"
@@ -61,7 +59,7 @@ enum launcher_event_kind {
     LAUNCHER_TEMPLATE_READY,
     LAUNCHER_TEMPLATE_FAILED,  /* text */
     LAUNCHER_CREATED,          /* process made and program about to run: create_us */
-    LAUNCHER_LISTENING,        /* on the right port: ready. loopback_only says which address to use */
+    LAUNCHER_LISTENING,        /* on the right port: ready, and the socket listens already */
     LAUNCHER_WRONG_PORT,       /* listens on `port`, not the function's (told once per port; not fatal) */
     LAUNCHER_EXITED,           /* all of it is gone and its slot is being cleaned */
     LAUNCHER_START_FAILED,     /* before the program ran: text; exec failure has exec_errno */
@@ -75,10 +73,10 @@ struct launcher_event {
     uint64_t sandbox_id, function_id;
     uint32_t version;
     uint32_t slot;
-    uint32_t direct_ip, loopback_ip;     /* network byte order */
-    uint16_t host_port, loopback_host_port;
+    uint32_t ip;                         /* of the sandbox, network byte order */
+    uint16_t host_port;
     uint16_t port;                       /* LISTENING, WRONG_PORT, STATUS */
-    uint8_t loopback_only, is_ready, oom, running;
+    uint8_t is_ready, oom, is_running;
     uint32_t create_us, exec_us, listen_us; /* since the START command arrived */
     int32_t wait_status;                 /* EXITED: of the function's process, as wait(2) */
     int32_t exec_errno;
@@ -93,8 +91,8 @@ struct launcher_event {
 struct launcher_config {
     char run_dir[256];            /* of the worker: holds launcher.sock and launcher.lock */
     char instance[32];            /* names cgroup subtree, nftables table and interfaces: [a-z0-9]{1,8} */
-    uint32_t pool_ip;             /* host byte order: base of the sandbox address pool (a /17) */
-    uint16_t host_port_base;      /* 20000: direct; +4096: loopback */
+    uint32_t pool_ip;             /* host byte order: base of the sandbox address pool (a /19 or larger) */
+    uint16_t host_port_base;      /* 20000 */
     uint32_t slots_max;           /* <= SANDBOXES_PER_WORKER_MAX */
     uint32_t blanks_min;          /* parked sandboxes kept ready */
     uint32_t quarantine_ms;       /* before an address is used again */
@@ -102,7 +100,6 @@ struct launcher_config {
     uint32_t userns_base;         /* first host uid for sandboxes, 65536 per version; >= 100000 */
     uint32_t worker_uid;          /* who may attach */
     int32_t cgroup_version;       /* 0: find out; 1 or 2: force */
-    char cgroup_parent[256];      /* v1: path below each controller; v2: path below the mount; "" = own cgroup */
 };
 
 /* ---- client side, used by the worker (launcher_client.c) ---- */

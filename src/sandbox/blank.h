@@ -1,0 +1,47 @@
+/* blank.h - process 1 of a sandbox, from birth to end.
+ *
+ * A blank is cloned ahead of time by the nursery into its own pid, ipc, uts and cgroup namespaces; it enters its
+ * slot's cgroup and network namespace and waits on its control socket (seqpacket). BLANK_GO makes it a sandbox of one version: it joins
+ * the version's mount namespace (a copy of it), mounts its own /proc and /tmp, joins the version's user namespace, gives up everything,
+ * starts the program and from then on reaps, forwards signals and pumps output.
+ *
+ * Control socket, launcher to blank: struct blank_go, then its strings; descriptors: mount namespace, user namespace, output file.
+ * Or struct blank_signal. Blank to launcher: struct blank_report, one a packet; BLANK_LISTENER carries the seccomp listener. */
+#pragma once
+#include "base/base.h"
+#include "sandbox/cgroup.h"
+#include "sandbox/seccomp.h"
+
+enum blank_order { BLANK_GO = 1, BLANK_SIGNAL = 2 };
+struct blank_go {
+    uint32_t order, argc, envc, strings_bytes; /* strings: argv, then "K=V", then the host name */
+    uint64_t tmp_bytes;
+    uint32_t userns_base;
+};
+struct blank_signal {
+    uint32_t order;
+    int32_t signo;
+};
+enum blank_report_kind {
+    BLANK_PARKED = 1, /* ready for GO */
+    BLANK_LISTENER,   /* with the descriptor; the program runs after this */
+    BLANK_STARTED,    /* exec has succeeded: pid of the program in the launcher's namespace is not told */
+    BLANK_FAILED,     /* text; exec_errno when it was the exec */
+    BLANK_EXITED,     /* wait_status of the program */
+};
+struct blank_report {
+    uint32_t kind;
+    int32_t wait_status, exec_errno;
+    char text[200];
+};
+
+/* What every blank of this launcher shares; built before the nursery is forked. */
+struct blank_shared {
+    struct cgroup_tree cgroups;
+    struct seccomp_program last_filter;
+    pid_t launcher_pid;
+};
+/* In the new process: never returns. `slot` names its cgroup. Owns both descriptors. */
+_Noreturn void blank_run(const struct blank_shared *shared, uint32_t slot, int netns_fd, int control_fd);
+/* Output file: bounded, the oldest part is punched away. Tests use a small one. */
+#include "sandbox/pump.h"
