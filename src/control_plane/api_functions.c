@@ -52,7 +52,7 @@ json_t *function_to_json(const struct control_plane *cp, const struct function *
         "{s:s, s:I, s:I, s:I, s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:s, "
         "s:s}",
         "name", r->latest.name, "id", (json_int_t)r->id, "version", (json_int_t)r->latest_version,
-        "active_version", (json_int_t)r->active_version, "state", state_of(&v), "failure",
+        "active_version", (json_int_t)v.active_version, "state", state_of(&v), "failure",
         json_lossy(v.failure, strlen(v.failure)), "wanted", (json_int_t)v.wanted, "starting",
         (json_int_t)v.starting, "ready", (json_int_t)v.ready, "draining", (json_int_t)v.draining,
         "in_flight", (json_int_t)v.in_flight, "waiting", (json_int_t)v.waiting, "min",

@@ -3,6 +3,7 @@
 #include "base/limits.h"
 #include "base/str.h"
 #include "control_plane/control_plane.h"
+#include "control_plane/test_tar.h"
 #include "test.h"
 #include "wire/dirigent.pb-c.h"
 #include <errno.h>
@@ -620,6 +621,42 @@ TEST(what_was_answered_survives_kill_9)
     struct answer a = http(p.api, "GET", "/v1/status", NULL);
     CHECK_EQ(number_at(a.json, "epoch"), 4);
     answer_done(&a);
+    end(&p);
+}
+
+TEST(changes_that_come_together_are_all_carried_out)
+{
+    enum { COUNT = 60 };
+    struct program p;
+    int clients[2 * COUNT];
+    char path[64], body[64];
+    begin(&p);
+    expect(p.api, "PUT", "/v1/functions/shared", HELLO_SPEC, 201);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(path, sizeof(path), "/v1/functions/own-%d", i);
+        clients[2 * i] = http_send(p.api, "PUT", path, NULL, STR(HELLO_SPEC));
+        snprintf(body, sizeof(body), "{\"env\":{\"V%d\":\"x\"}}", i);
+        clients[2 * i + 1] = http_send(p.api, "PATCH", "/v1/functions/shared", NULL, str_of(body));
+    }
+    for (int i = 0; i < 2 * COUNT; i++) {
+        struct answer a = http_receive(clients[i]);
+        EXPECT_STATUS(a, i % 2 == 0 ? 201 : 200);
+        answer_done(&a);
+    }
+    struct answer a = http(p.api, "GET", "/v1/functions/shared", NULL);
+    CHECK_EQ(number_at(a.json, "version"), 1 + COUNT); /* none was lost */
+    CHECK_EQ(json_object_size(json_object_get(json_object_get(a.json, "spec"), "env")), 1 + COUNT);
+    answer_done(&a);
+    a = http(p.api, "GET", "/v1/functions", NULL);
+    CHECK_EQ(json_array_size(json_object_get(a.json, "items")), 1 + COUNT);
+    CHECK_STR(text_at(a.json, "items.0.name"), "own-0"); /* by name */
+    answer_done(&a);
+    /* a delete among changes: what comes after it finds nothing or begins anew */
+    int first = http_send(p.api, "DELETE", "/v1/functions/shared", NULL, STR_NONE);
+    a = http_receive(first);
+    EXPECT_STATUS(a, 200);
+    answer_done(&a);
+    expect(p.api, "PATCH", "/v1/functions/shared", "{\"min\":0}", 404);
     end(&p);
 }
 
