@@ -77,7 +77,7 @@ enum err client_check_name(const char *name, struct error *e)
     struct error inner = {0};
     if (function_name_check(str_of(name), &inner) == ERR_OK)
         return ERR_OK;
-    return error_set(e, ERR_USAGE, "'%.100s' is no name of a function: %s", name, inner.text);
+    return error_set(e, ERR_USAGE, "%s", inner.text);
 }
 
 /* ---- one call ---- */

@@ -36,9 +36,9 @@ static void parse_part(struct str text, struct receipt *r)
 {
     struct receipt_part part = {0};
     struct str rest = text, name = str_trim(take_until(&rest, ';'));
-    if (name.bytes == 0 || r->count == RECEIPT_PARTS_MAX)
-        return;
     copy_text(part.name, sizeof(part.name), name);
+    if (part.name[0] == '\0' || r->count == RECEIPT_PARTS_MAX)
+        return;
     while (rest.data != NULL) {
         struct str value, key = str_trim(take_until(&rest, ';'));
         key = str_trim(str_split(key, '=', &value));

@@ -80,8 +80,11 @@ static enum err check_alone(const char *flag, const char *field, const json_t *v
     json_decref(alone);
     if (err == ERR_OK)
         return ERR_OK;
-    return error_set(e, err == ERR_UNSUPPORTED ? ERR_UNSUPPORTED : ERR_USAGE, "--%s: %s", flag,
-                     inner.text);
+    /* "memory: '12q' is …" after "--memory" says it twice */
+    size_t field_bytes = strlen(field);
+    bool twice = strncmp(inner.text, field, field_bytes) == 0 &&
+                 strncmp(inner.text + field_bytes, ": ", 2) == 0;
+    return error_set(e, ERR_USAGE, "--%s: %s", flag, inner.text + (twice ? field_bytes + 2 : 0));
 }
 
 /* ---- env and labels ---- */
