@@ -40,6 +40,11 @@ enum err privileges_drop(uid_t uid, gid_t gid, struct error *e)
         return ERR_OK;
     if (uid == 0)
         return error_field(e, ERR_INVALID, "user", "this program does not run as root");
+    /* Changing ids forgets it (prctl(2)): whoever started us, `up`, still wants us to end with it. */
+    int death_signal = 0;
+    pid_t parent = getppid();
+    if (prctl(PR_GET_PDEATHSIG, &death_signal) < 0)
+        return error_errno(e, "read the signal for the parent's death");
     for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
             return error_errno(e, "drop capability %d", capability);
@@ -47,6 +52,10 @@ enum err privileges_drop(uid_t uid, gid_t gid, struct error *e)
         return error_errno(e, "become user %u", (unsigned)uid);
     if (capabilities_clear() < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return error_errno(e, "give up privileges");
+    if (death_signal != 0 && prctl(PR_SET_PDEATHSIG, death_signal) < 0)
+        return error_errno(e, "keep the signal for the parent's death");
+    if (death_signal != 0 && getppid() != parent)
+        return error_set(e, ERR_CLOSED, "the process that started this one has ended");
     if (setresuid(0, 0, 0) == 0 || geteuid() != uid || getegid() != gid)
         return error_set(e, ERR_FAILED, "privileges could be taken back after they were dropped");
     return ERR_OK;

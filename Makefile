@@ -1,0 +1,32 @@
+# The commands of a person who has a clone. The build itself is Meson's: meson.build.
+BUILD ?= build
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+build:
+	@tools/install-deps build
+	@[ -f $(BUILD)/build.ninja ] || meson setup $(BUILD) >/dev/null
+	@ninja -C $(BUILD) --quiet
+	@echo "$(BUILD)/dirigent is built."
+
+# Everything on this machine with three functions, until Ctrl-C. UP gives more flags to `dirigent up`.
+run: build
+	@tools/install-deps run
+	@$(MAKE) --silent -C examples/c
+	@exec $(SUDO) $(BUILD)/dirigent up --apply examples/apply.yaml $(UP)
+
+test:
+	@tools/install-deps build test
+	@test/run
+
+bench: build
+	@tools/install-deps bench
+	@exec $(SUDO) bench/run $(BUILD)
+
+install: build
+	@$(SUDO) meson install -C $(BUILD) --no-rebuild
+
+clean:
+	rm -rf $(BUILD) build-test build-asan build-tsan
+	@$(MAKE) --silent -C examples/c clean
+
+.PHONY: build run test bench install clean

@@ -1,0 +1,327 @@
+"""A real cluster (`dirigent up`) for a test, the client, and plain HTTP. Standard library only."""
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("DIRIGENT_BUILD", ROOT / "build")).resolve()
+SANITIZED = "asan" in BUILD.name or "tsan" in BUILD.name
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def __repr__(self):
+        return f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+
+
+def run_cli(*arguments, env=None, input=None, timeout=120, cwd=None):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("DIRIGENT_")}
+    stdin = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+    done = subprocess.run([BUILD / "dirigent", *map(str, arguments)], env={**clean, **(env or {})}, timeout=timeout,
+                          cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **stdin)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def free_ports(count):
+    """Ports that nobody has now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+    def __repr__(self):
+        return f"{self.status} {dict(self.headers)} {self.body[:500]!r}"
+
+
+def http_call(port, method, path, body=None, headers=None, timeout=60):
+    """One request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        if isinstance(body, (dict, list)):
+            body = json.dumps(body).encode()
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def wait_until(condition, seconds=30, what="the condition"):
+    """Polls from outside what has no event for us; returns what the condition returned."""
+    end = time.monotonic() + seconds * (3 if SANITIZED else 1)
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"{what} did not come within {seconds} s"
+        time.sleep(0.01)
+
+
+def children_of(pid):
+    try:
+        return [int(p) for p in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def command_line(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def is_alive(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Cluster:
+    """`dirigent up` with ports, directories and an address pool of its own."""
+    started = 0
+
+    def __init__(self, name, *flags, ports=None, directory=None):
+        self.name, self.flags = name, list(map(str, flags))
+        self.invoke_port, self.api_port, self.cluster_port = ports or free_ports(3)
+        self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="dirigent-test-"))
+        self.directory.chmod(0o755)
+        self.data_dir, self.run_dir = self.directory / "data", self.directory / "run"
+        self.log_path = self.directory / "log"
+        self.api_url = f"http://127.0.0.1:{self.api_port}"
+        self.url = f"http://127.0.0.1:{self.invoke_port}"
+        self.process, self.mark = None, 0
+        self.number = Cluster.started = Cluster.started + 1
+        self.before = None
+
+    # ---- life ----
+
+    def command(self):
+        defaults = {
+            "--listen": f"127.0.0.1:{self.invoke_port}", "--api": f"127.0.0.1:{self.api_port}",
+            "--cluster": f"127.0.0.1:{self.cluster_port}", "--data-dir": self.data_dir, "--run-dir": self.run_dir,
+        }
+        command = [str(BUILD / "dirigent"), "up"]
+        for flag, value in defaults.items():
+            if flag not in self.flags:
+                command += [flag, str(value)]
+        return command + self.flags
+
+    def launch(self):
+        """Starts it and does not wait."""
+        self.before = host_state() if self.before is None else self.before
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("DIRIGENT_")}
+        with open(self.log_path, "a") as log:
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean,
+                                            cwd=self.directory)
+        return self
+
+    def start(self, seconds=60):
+        self.launch()
+
+        def ready():
+            assert self.process.poll() is None, f"up ended with {self.process.returncode}:\n{self.log()[-6000:]}"
+            return "Dirigent is ready" in self.log()
+        try:
+            wait_until(ready, seconds, "readiness of the cluster")
+        except AssertionError:
+            print(self.log()[-6000:])
+            self.kill()
+            raise
+        return self
+
+    def stop(self, seconds=90):
+        """As Ctrl-C does. Returns the exit code."""
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            print(self.log()[-6000:])
+            self.kill()
+            raise AssertionError(f"up did not stop within {seconds} s") from None
+
+    def kill(self):
+        for pid in reversed(self.tree()):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait(30)
+
+    def remove(self):
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # ---- processes ----
+
+    def tree(self):
+        """All processes below and with `up`."""
+        found, waiting = [], [self.process.pid]
+        while waiting:
+            pid = waiting.pop(0)
+            found.append(pid)
+            waiting += children_of(pid)
+        return found
+
+    def pid(self, program):
+        """Of "control-plane", "data-plane", "worker", "launcher", "up"."""
+        if program == "up":
+            return self.process.pid
+        for pid in self.tree():
+            words = command_line(pid)
+            if program == "launcher" and words and "dirigent-launcher" in words[0]:
+                return pid
+            if len(words) > 1 and words[1] == program:
+                return pid
+        return None
+
+    def kill_program(self, program):
+        """kill -9, and waits until another process has its place (None: the launcher, which the worker restarts)."""
+        old = self.pid(program)
+        assert old, f"there is no {program}"
+        os.kill(old, signal.SIGKILL)
+        return old
+
+    def wait_restarted(self, program, old, seconds=30):
+        return wait_until(lambda: (pid := self.pid(program)) and pid != old and pid, seconds, f"restart of the {program}")
+
+    # ---- output ----
+
+    def log(self):
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def mark_log(self):
+        self.mark = len(self.log())
+
+    def log_since_mark(self):
+        return self.log()[self.mark:]
+
+    # ---- talking ----
+
+    def cli(self, *arguments, **more):
+        environment = {"DIRIGENT_API": self.api_url, **more.pop("env", {})}
+        return run_cli(*arguments, env=environment, **more)
+
+    def ok(self, *arguments, **more):
+        """As cli(), and it must succeed."""
+        result = self.cli(*arguments, **more)
+        assert result.code == 0, result
+        return result
+
+    def api(self, method, path, body=None, **more):
+        return http_call(self.api_port, method, path, body, **more)
+
+    def call(self, name, path="/", method="GET", body=None, headers=None, **more):
+        """A call of a function through the data plane, by Host."""
+        return http_call(self.invoke_port, method, path, body, {"Host": name, **(headers or {})}, **more)
+
+    def items(self, path):
+        answer = self.api("GET", path)
+        assert answer.status == 200, answer
+        return answer.json["items"]
+
+    def sandboxes(self, name=None, state=None):
+        found = self.items("/v1/sandboxes" + (f"?function={name}" if name else ""))
+        return [s for s in found if state in (None, s["state"])]
+
+    def function(self, name):
+        answer = self.api("GET", f"/v1/functions/{name}")
+        assert answer.status == 200, answer
+        return answer.json
+
+    def delete_all(self):
+        for item in self.items("/v1/functions"):
+            self.api("DELETE", f"/v1/functions/{item['name']}")
+        wait_until(lambda: not self.sandboxes(), 60, "the end of all sandboxes")
+
+    def wait_sandboxes(self, count, name=None, state="ready", seconds=30):
+        return wait_until(lambda: len(found := self.sandboxes(name, state)) == count and (found or True), seconds,
+                          f"{count} sandboxes {state}")
+
+    # ---- functions for tests ----
+
+    def project(self, files):
+        """A directory with these files: {"app.py": text}; executable when it begins with #! or ELF."""
+        directory = pathlib.Path(tempfile.mkdtemp(prefix="project-", dir=self.directory))
+        for name, content in files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = content.encode() if isinstance(content, str) else content
+            path.write_bytes(data)
+            path.chmod(0o755 if data[:2] == b"#!" or data[:4] == b"\x7fELF" else 0o644)
+        return directory
+
+    def deploy(self, name, files, *flags, check=True):
+        directory = files if isinstance(files, pathlib.Path) else self.project(files)
+        run = self.ok if check else self.cli
+        return run("deploy", name, "--dir", directory, *flags)
+
+
+# ---- what must not be left ----
+
+def run_text(*command):
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    except OSError:
+        return ""
+
+
+def cgroup_directories():
+    found = set()
+    for path in pathlib.Path("/sys/fs/cgroup").rglob("*dirigent*"):
+        found.add(str(path))
+    return found
+
+
+def host_state():
+    """Everything on this host that a cluster could forget: names only."""
+    return {
+        "processes": {p.name for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and
+                      any("dirigent" in word for word in command_line(p.name)[:1])},
+        "mounts": {line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()},
+        "interfaces": set(os.listdir("/sys/class/net")),
+        "namespaces": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set(),
+        "nftables": set(run_text("nft", "list", "tables").splitlines()),
+        "cgroups": cgroup_directories(),
+        "routes": set(run_text("ip", "route", "show", "table", "all").splitlines()),
+    }
+
+
+def leftovers(cluster):
+    """What is there now and was not before the cluster started, and is the cluster's: others may run beside it."""
+    mine = []
+    for pid in (p for p in map(int, filter(str.isdigit, os.listdir("/proc")))):
+        if any(str(cluster.directory) in word for word in command_line(pid)):
+            mine.append(f"process {pid}: {' '.join(command_line(pid))}")
+    for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
+        if str(cluster.directory) in line:
+            mine.append(f"mount {line}")
+    if cluster.run_dir.exists():
+        mine += [f"file {p}" for p in cluster.run_dir.rglob("*")] or [f"directory {cluster.run_dir}"]
+    return mine
