@@ -141,11 +141,12 @@ class Cluster:
         return self
 
     def start(self, seconds=60):
+        before = len(self.log())
         self.launch()
 
         def ready():
             assert self.process.poll() is None, f"up ended with {self.process.returncode}:\n{self.log()[-6000:]}"
-            return "Dirigent is ready" in self.log()
+            return "Dirigent is ready" in self.log()[before:]
         try:
             wait_until(ready, seconds, "readiness of the cluster")
         except AssertionError:
