@@ -33,7 +33,7 @@
 #define SAME_SIGNAL_MS 500u         /* a terminal and sudo may both send one Ctrl-C */
 #define WORKER_STOP_MS 30000u
 #define CONTROL_PLANE_STOP_MS 10000u
-#define ORPHAN_STOP_MS 15000u
+#define ORPHAN_STOP_MS 20000u /* a launcher kills its sandboxes and gives back what it took */
 #define PREDECESSOR_WAIT_MS 30000u
 
 enum phase { PHASE_CONTROL_PLANE, PHASE_OTHERS, PHASE_RUNNING, PHASE_STOPPING };
@@ -349,10 +349,24 @@ static void kill_all(struct up *up)
             (void)kill(up->parts[i].child.pid, SIGKILL);
 }
 
+/* The launcher is nobody's child but, by PR_SET_CHILD_SUBREAPER, ours. */
+static void reap_strangers(const struct up *up)
+{
+    pid_t keep[UP_PART_COUNT + 1];
+    for (size_t i = 0; i < UP_PART_COUNT; i++)
+        keep[i] = up->parts[i].child.pid;
+    keep[UP_PART_COUNT] = up->apply.pid;
+    orphans_reap(keep, ARRAY_COUNT(keep));
+}
+
 static void on_signal(struct loop_signals *s, int signo)
 {
     struct up *up = container_of(s, struct up, signals);
     uint64_t now_ns = loop_now_ns(up->loop);
+    if (signo == SIGCHLD) {
+        reap_strangers(up);
+        return;
+    }
     if (up->phase != PHASE_STOPPING) {
         fprintf(stderr, "%sstopping (%s); once more kills%s\n", style_begin(stderr, STYLE_DIM),
                 signo == SIGINT ? "Ctrl-C" : "SIGTERM", style_end(stderr));
@@ -477,7 +491,7 @@ static enum err open_client(struct up *up, struct error *e)
 
 static enum err prepare(struct up *up, int argc, char **argv, struct error *e)
 {
-    static const int signos[] = {SIGINT, SIGTERM};
+    static const int signos[] = {SIGINT, SIGTERM, SIGCHLD};
     enum err err = up_settings_load(argc, argv, &up->settings, e);
     if (err == ERR_OK)
         err = check_root(e);
@@ -520,7 +534,7 @@ static void run(struct up *up)
 
 static void clean_up(struct up *up)
 {
-    orphans_end(up->killing ? 0 : ORPHAN_STOP_MS);
+    orphans_end(ORPHAN_STOP_MS);
     for (size_t i = 0; i < UP_PART_COUNT; i++)
         run_directory_remove(up_settings_text(&up->settings, "run_dir"), up_part_name((enum up_part)i));
     fd_close(&up->run_lock);

@@ -18,6 +18,7 @@
 
 #define LOOK_AGAIN_MS 50
 #define DEPTH_MAX 4u
+#define CHILDREN_MAX 256u
 
 /* ---- locks ---- */
 
@@ -65,9 +66,22 @@ static size_t children(pid_t *ret_pids, size_t count_max)
     return count;
 }
 
+void orphans_reap(const pid_t *keep, size_t keep_count)
+{
+    pid_t pids[CHILDREN_MAX];
+    size_t count = children(pids, ARRAY_COUNT(pids));
+    for (size_t i = 0; i < count; i++) {
+        bool kept = false;
+        for (size_t k = 0; k < keep_count; k++)
+            kept |= keep[k] == pids[i];
+        if (!kept)
+            (void)waitpid(pids[i], NULL, WNOHANG);
+    }
+}
+
 static void signal_all(int signo)
 {
-    pid_t pids[256];
+    pid_t pids[CHILDREN_MAX];
     size_t count = children(pids, ARRAY_COUNT(pids));
     for (size_t i = 0; i < count; i++) {
         log_info("up.orphan", LOG_I64("pid", pids[i]), LOG_I64("signal", signo));
