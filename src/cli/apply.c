@@ -184,7 +184,7 @@ static enum err apply_one(struct client *c, const struct apply_values *v, struct
     if (err != ERR_OK)
         return err;
     if (format == OUTPUT_TABLE)
-        rollout_print(function, wait_ms > 0, true);
+        rollout_print(function, wait_ms > 0);
     json_array_append_new(results, function);
     return ERR_OK;
 }

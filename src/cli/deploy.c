@@ -181,7 +181,7 @@ static enum err deploy(struct client *c, const struct command_input *in, const c
         return err;
     }
     if (format == OUTPUT_TABLE)
-        rollout_print(function, wait_ms > 0, false);
+        rollout_print(function, wait_ms > 0);
     else
         output_json(stdout, format, function);
     json_decref(function);

@@ -228,7 +228,7 @@ uint64_t rollout_wait_ms(const json_t *spec, const json_t *old_spec)
     return MIN((uint64_t)ms + WAIT_MARGIN_MS, UINT64_C(3600000));
 }
 
-void rollout_print(const json_t *function, bool waited, bool brief)
+void rollout_print(const json_t *function, bool waited)
 {
     const char *name = json_text(function, "name"), *change = json_text(function, "change");
     const char *url = json_string_value(json_array_get(json_object_get(function, "urls"), 0));
@@ -236,8 +236,6 @@ void rollout_print(const json_t *function, bool waited, bool brief)
     bool ready = waited && json_number(function, "active_version") == version;
     printf("%s%s%s %s: version %" PRIu64 "%s\n", style_begin(stdout, STYLE_BOLD), name,
            style_end(stdout), change, version, ready ? ", ready" : "");
-    if (brief || url == NULL)
-        return;
-    printf("  url   %s%s%s\n", style_begin(stdout, STYLE_CYAN), url, style_end(stdout));
-    printf("  try   curl %s\n", url);
+    if (url != NULL)
+        printf("  curl %s%s%s\n", style_begin(stdout, STYLE_CYAN), url, style_end(stdout));
 }

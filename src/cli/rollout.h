@@ -31,7 +31,7 @@ must_check enum err rollout(struct client *c, const char *method, const char *na
                             struct error *e);
 /* How long a spec (may be NULL) gives a start, and some time for the machinery. */
 uint64_t rollout_wait_ms(const json_t *spec, const json_t *old_spec);
-/* "hello: version 3 is ready (updated)" and how to call it, on stdout. */
-void rollout_print(const json_t *function, bool waited, bool brief);
-/* Prints the error and its last output; for `describe` too. */
+/* "hello updated: version 3, ready" and how to call it, on stdout. */
+void rollout_print(const json_t *function, bool waited);
+/* The last lines of a program that failed, indented; nothing when there are none. */
 void print_last_output(FILE *file, const char *output);

@@ -249,11 +249,10 @@ static void print_banner(const struct up *up)
     printf("%sDirigent is ready%s after %s.\n\n", bold, end, human_duration_us(us, took));
     printf("  calls  http://%s/function/NAME/\n", listen);
     printf("  API    %s\n", up->client.api);
-    printf("  data   %s\n\n", up_settings_text(&up->settings, "data_dir"));
+    printf("  data   %s\n", up_settings_text(&up->settings, "data_dir"));
     if (up_settings_text(&up->settings, "apply")[0] == '\0')
-        printf("  %sdirigent deploy hello --dir examples/python%s%s  is a first function.\n", bold, api,
-               end);
-    printf("  Ctrl-C stops everything and leaves nothing behind.\n\n");
+        printf("  try    %sdirigent deploy hello --dir examples/python%s%s\n", bold, api, end);
+    printf("  stop   Ctrl-C; nothing is left behind\n\n");
     (void)fflush(stdout);
 }
 
