@@ -1,5 +1,5 @@
-/* apply.c - `dirigent apply`: functions as files say they are. Each is complete: what a file does not say has its
- * default. All files are read and checked before anything is sent. */
+/* apply.c - `dirigent apply`: functions as files say they are. Each is complete: what a file does
+ * not say has its default. All files are read and checked before anything is sent. */
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/rollout.h"
@@ -84,7 +84,8 @@ static enum err take_path(const char *file, const struct function_document *d, c
         return ERR_OK;
     const char *text = json_string_value(value);
     if (text == NULL || text[0] == '\0')
-        return error_set(e, ERR_USAGE, "%s:%u: %s must be a path", file, function_yaml_line(d, key), key);
+        return error_set(e, ERR_USAGE, "%s:%u: %s must be a path", file, function_yaml_line(d, key),
+                         key);
     cleanup(free_pointer) char *copy = mem_strdup(file);
     if (text[0] == '/' || strcmp(file, "-") == 0)
         *ret_path = mem_strdup(text);
@@ -237,11 +238,18 @@ static enum err run_apply(const struct command_input *in, struct error *e)
 }
 
 const struct command command_apply = {
-    .name = "apply", .arguments = "", .group = GROUP_DEPLOY,
+    .name = "apply",
+    .arguments = "",
+    .group = GROUP_DEPLOY,
     .summary = "create or update the functions of a file",
-    .details = "A file holds one function or many (a list, or documents divided by ---). Each is said whole: what is\n"
-               "left out has its default. `dir:` and `zip:` are relative to the file. Applying the same again changes nothing.\n\n"
+    .details = "A file holds one function or many (a list, or documents divided by ---). Each is "
+               "said whole: what is\n"
+               "left out has its default. `dir:` and `zip:` are relative to the file. Applying the "
+               "same again changes nothing.\n\n"
                "  dirigent apply -f examples/apply.yaml",
-    .options = options, .option_count = ARRAY_COUNT(options),
-    .values_bytes = sizeof(struct apply_values), .is_client = true, .has_output = true,
+    .options = options,
+    .option_count = ARRAY_COUNT(options),
+    .values_bytes = sizeof(struct apply_values),
+    .is_client = true,
+    .has_output = true,
     .run = run_apply};

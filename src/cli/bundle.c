@@ -53,10 +53,11 @@ static void add_item(struct bundle *b, const char *path, const struct stat *st)
     b->total_bytes += bytes;
 }
 
-static enum err walk(struct bundle *b, int dir_fd, const char *above, unsigned depth, struct error *e);
+static enum err walk(struct bundle *b, int dir_fd, const char *above, unsigned depth,
+                     struct error *e);
 
-static enum err visit(struct bundle *b, int dir_fd, const char *name, const char *path, unsigned depth,
-                      struct error *e)
+static enum err visit(struct bundle *b, int dir_fd, const char *name, const char *path,
+                      unsigned depth, struct error *e)
 {
     struct stat st;
     if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
@@ -69,14 +70,16 @@ static enum err visit(struct bundle *b, int dir_fd, const char *name, const char
                          ".dirigentignore to leave it out",
                          b->directory, path);
     if (b->item_count == CODE_ENTRIES_MAX)
-        return error_set(e, ERR_USAGE, "'%s' has more than %u files", b->directory, CODE_ENTRIES_MAX);
+        return error_set(e, ERR_USAGE, "'%s' has more than %u files", b->directory,
+                         CODE_ENTRIES_MAX);
     add_item(b, path, &st);
     if (!S_ISDIR(st.st_mode))
         return ERR_OK;
     if (depth == DEPTH_MAX)
         return error_set(e, ERR_USAGE, "'%s/%s' is deeper than %u directories", b->directory, path,
                          DEPTH_MAX);
-    cleanup(fd_close) int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    cleanup(fd_close) int fd =
+        openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return error_errno(e, "open directory '%s/%s'", b->directory, path);
     return walk(b, fd, path, depth + 1, e);
@@ -92,7 +95,8 @@ static int compare_names(const struct dirent **a, const struct dirent **b)
     return strcmp((*a)->d_name, (*b)->d_name);
 }
 
-static enum err walk(struct bundle *b, int dir_fd, const char *above, unsigned depth, struct error *e)
+static enum err walk(struct bundle *b, int dir_fd, const char *above, unsigned depth,
+                     struct error *e)
 {
     struct dirent **entries;
     int count = scandirat(dir_fd, ".", &entries, skip_dots, compare_names);

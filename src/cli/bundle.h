@@ -1,9 +1,9 @@
-/* bundle.h - a directory as a tar.gz that is made while it is read: what `deploy --dir` uploads. Blocks on the
- * files. The same files give the same bytes, whoever packs them and when (names in order, no times, no owners), so that
- * code that did not change is known by its digest.
+/* bundle.h - a directory as a tar.gz that is made while it is read: what `deploy --dir` uploads.
+ * Blocks on the files. The same files give the same bytes, whoever packs them and when (names in
+ * order, no times, no owners), so that code that did not change is known by its digest.
  *
- *   bundle_open("path", &b, &e); while ((n = bundle_read(b, data, sizeof(data))) > 0) send(data, n);
- *   n < 0: bundle_error(b) says why. bundle_free(b); */
+ *   bundle_open("path", &b, &e); while ((n = bundle_read(b, data, sizeof(data))) > 0) send(data,
+ * n); n < 0: bundle_error(b) says why. bundle_free(b); */
 #pragma once
 #include "base/base.h"
 

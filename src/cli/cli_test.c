@@ -31,10 +31,14 @@ static const struct option sample_options[] = {
     {"lines", 'n', OPTION_TEXT, "N", "", offsetof(struct sample_values, lines)},
     {"env", 'e', OPTION_LIST, "K=V", "", offsetof(struct sample_values, env)},
 };
-static const struct command sample = {
-    .name = "sample", .arguments = "NAME", .arguments_min = 1, .arguments_max = 1,
-    .options = sample_options, .option_count = ARRAY_COUNT(sample_options), .is_client = true,
-    .has_output = true};
+static const struct command sample = {.name = "sample",
+                                      .arguments = "NAME",
+                                      .arguments_min = 1,
+                                      .arguments_max = 1,
+                                      .options = sample_options,
+                                      .option_count = ARRAY_COUNT(sample_options),
+                                      .is_client = true,
+                                      .has_output = true};
 
 struct parsed {
     struct common_values common;
@@ -49,8 +53,8 @@ static struct parsed *parse(struct parsed *p, int argc, const char *const *argv)
     p->err = command_parse(&sample, argc, (char **)argv, &p->common, &p->values, &p->in, &p->e);
     return p;
 }
-#define PARSE(p, ...)                                                                              \
-    parse(p, (int)ARRAY_COUNT(((const char *const[]){"sample", __VA_ARGS__})),                     \
+#define PARSE(p, ...)                                                          \
+    parse(p, (int)ARRAY_COUNT(((const char *const[]){"sample", __VA_ARGS__})), \
           (const char *const[]){"sample", __VA_ARGS__})
 static void parsed_done(struct parsed *p)
 {
@@ -136,8 +140,9 @@ TEST(a_missing_value_or_one_too_many_is_refused)
 /* Whatever the words, reading them ends with an answer, and a refusal has a sentence. */
 PROPERTY(any_words_are_read_or_refused_with_a_sentence)
 {
-    static const char *const words[] = {"-f", "--", "-", "--lines", "--lines=", "-n", "x", "", "--env",
-                                        "-e", "A=1", "-o", "json", "--help", "-h", "--=", "-fe"};
+    static const char *const words[] = {"-f",   "--",     "-",     "--lines", "--lines=", "-n",
+                                        "x",    "",       "--env", "-e",      "A=1",      "-o",
+                                        "json", "--help", "-h",    "--=",     "-fe"};
     const char *argv[12] = {"sample"};
     int argc = 1 + (int)rng_below(rng, 11);
     for (int i = 1; i < argc; i++)
@@ -240,9 +245,11 @@ static char *printed_json(enum output_format format, const char *json_text)
 
 TEST(yaml_keeps_texts_that_look_like_other_things)
 {
-    char *text = printed_json(OUTPUT_YAML, "{\"a\": \"yes\", \"b\": \"12\", \"c\": 12, \"d\": null, \"e\": [], "
-                                           "\"f\": \"plain-text\", \"g\": true, \"h\": \"a: b\", \"i\": \"\"}");
-    CHECK_STR(text, "a: \"yes\"\nb: \"12\"\nc: 12\nd: null\ne: []\nf: plain-text\ng: true\nh: \"a: b\"\ni: \"\"\n");
+    char *text = printed_json(OUTPUT_YAML,
+                              "{\"a\": \"yes\", \"b\": \"12\", \"c\": 12, \"d\": null, \"e\": [], "
+                              "\"f\": \"plain-text\", \"g\": true, \"h\": \"a: b\", \"i\": \"\"}");
+    CHECK_STR(text, "a: \"yes\"\nb: \"12\"\nc: 12\nd: null\ne: []\nf: plain-text\ng: true\nh: \"a: "
+                    "b\"\ni: \"\"\n");
     free(text);
 }
 
@@ -262,8 +269,11 @@ TEST(flags_become_a_spec_that_says_no_more)
     struct error e = {0};
     char *text;
     const char *env[] = {"A=1=2", "B=", "C-"}, *labels[] = {"team=x"};
-    struct spec_flags flags = {.memory = "64Mi", .min = "1", .max_scale_up_rate = "2.5",
-                               .env = {env, 3}, .labels = {labels, 1}};
+    struct spec_flags flags = {.memory = "64Mi",
+                               .min = "1",
+                               .max_scale_up_rate = "2.5",
+                               .env = {env, 3},
+                               .labels = {labels, 1}};
     CHECK_EQ(spec_of(flags, &text, &e), ERR_OK);
     CHECK_STR(text, "{\"env\":{\"A\":\"1=2\",\"B\":\"\",\"C\":null},\"labels\":{\"team\":\"x\"},"
                     "\"memory\":\"64Mi\",\"scaling\":{\"max_scale_up_rate\":2.5,\"min\":1}}");
@@ -280,12 +290,17 @@ TEST(a_wrong_flag_value_is_named_by_its_flag)
         struct spec_flags flags;
         const char *says;
     } cases[] = {
-        {{.memory = "lots"}, "--memory: "},     {{.min = "few"}, "--min: "},
-        {{.port = "70000"}, "--port: "},        {{.port = "0"}, "--port: "},
-        {{.cpu = "-1"}, "--cpu: "},             {{.timeout = "soon"}, "--timeout: "},
-        {{.network = "lan"}, "--network: "},    {{.contract = "exec"}, "--contract: "},
+        {{.memory = "lots"}, "--memory: "},
+        {{.min = "few"}, "--min: "},
+        {{.port = "70000"}, "--port: "},
+        {{.port = "0"}, "--port: "},
+        {{.cpu = "-1"}, "--cpu: "},
+        {{.timeout = "soon"}, "--timeout: "},
+        {{.network = "lan"}, "--network: "},
+        {{.contract = "exec"}, "--contract: "},
         {{.max_scale_up_rate = "fast"}, "--max-scale-up-rate: "},
-        {{.env = {no_name, 1}}, "--env '=1'"},  {{.env = {absent, 1}}, "--env NO_SUCH"},
+        {{.env = {no_name, 1}}, "--env '=1'"},
+        {{.env = {absent, 1}}, "--env NO_SUCH"},
         {{.labels = {bad_label, 1}}, "--label team"},
         {{.placement = "best"}, "--placement: "},
     };
@@ -313,7 +328,9 @@ TEST(env_files_are_read_line_by_line)
 {
     json_t *env = json_object();
     struct error e = {0};
-    CHECK_EQ(env_file_parse("# one\n\nA=1\r\nexport B = \"two words\"\nC='x'\nD=\nE=a#b=c", env, &e), ERR_OK);
+    CHECK_EQ(
+        env_file_parse("# one\n\nA=1\r\nexport B = \"two words\"\nC='x'\nD=\nE=a#b=c", env, &e),
+        ERR_OK);
     char *text = json_dumps(env, JSON_COMPACT | JSON_SORT_KEYS);
     CHECK_STR(text, "{\"A\":\"1\",\"B\":\"two words\",\"C\":\"x\",\"D\":\"\",\"E\":\"a#b=c\"}");
     free(text);
@@ -423,8 +440,9 @@ static char *listing_of(const struct buf *archive_bytes)
     archive_read_support_filter_gzip(a);
     REQUIRE(archive_read_open_memory(a, archive_bytes->data, archive_bytes->bytes) == ARCHIVE_OK);
     while (archive_read_next_header(a, &entry) == ARCHIVE_OK) {
-        buf_printf(&out, "%s %o %lld %lld", archive_entry_pathname(entry), archive_entry_mode(entry),
-                   (long long)archive_entry_size(entry), (long long)archive_entry_mtime(entry));
+        buf_printf(&out, "%s %o %lld %lld", archive_entry_pathname(entry),
+                   archive_entry_mode(entry), (long long)archive_entry_size(entry),
+                   (long long)archive_entry_mtime(entry));
         if (archive_entry_symlink(entry) != NULL)
             buf_printf(&out, " -> %s", archive_entry_symlink(entry));
         buf_printf(&out, "\n");
@@ -448,8 +466,9 @@ TEST(a_bundle_holds_the_files_in_order_without_what_is_ignored)
     REQUIRE(symlink("sub/data", link) == 0);
     struct buf all = bundle_all(directory, 4096);
     char *listing = listing_of(&all);
-    CHECK_STR(listing, "a-program 100755 10 0\nb.py 100644 8 0\nl 120755 0 0 -> sub/data\nsub/ 40755 0 0\n"
-                       "sub/data 100644 0 0\n");
+    CHECK_STR(listing,
+              "a-program 100755 10 0\nb.py 100644 8 0\nl 120755 0 0 -> sub/data\nsub/ 40755 0 0\n"
+              "sub/data 100644 0 0\n");
     free(listing);
     buf_done(&all);
     remove_directory(directory);
@@ -548,7 +567,7 @@ static void check_guess(const char *procfile, const char *wanted, const char *co
         CHECK_STR(command, wanted);
     free(command);
 }
-#define GUESS(procfile, wanted, ...)                                                               \
+#define GUESS(procfile, wanted, ...) \
     check_guess(procfile, wanted, (const char *const[]){__VA_ARGS__, NULL})
 
 TEST(commands_are_guessed_from_files)
@@ -560,7 +579,8 @@ TEST(commands_are_guessed_from_files)
     GUESS(NULL, NULL, "server", "README");
     GUESS("release: x\nweb: python3 main.py --fast\n", "python3 main.py --fast", "app.py");
     GUESS("worker: x\n", "python3 app.py", "app.py");
-    GUESS("web: gunicorn -b :$PORT 'a b'\r\n", "sh -c 'exec gunicorn -b :$PORT '\\''a b'\\'''", "app.py");
+    GUESS("web: gunicorn -b :$PORT 'a b'\r\n", "sh -c 'exec gunicorn -b :$PORT '\\''a b'\\'''",
+          "app.py");
 }
 
 /* ---- log lines ---- */
@@ -629,8 +649,9 @@ static const char *argument_after(char **arguments, const char *flag)
 
 TEST(up_tells_each_program_what_it_knows)
 {
-    const char *argv[] = {"up", "--api", "127.0.0.1:1", "--cluster=127.0.0.1:2", "--data-dir", "/d",
-                          "--peer-dead-after", "1500ms", "--log-level", "warn"};
+    const char *argv[] = {"up",          "--api", "127.0.0.1:1",       "--cluster=127.0.0.1:2",
+                          "--data-dir",  "/d",    "--peer-dead-after", "1500ms",
+                          "--log-level", "warn"};
     struct up_settings s;
     struct error e = {0};
     REQUIRE(up_settings_load((int)ARRAY_COUNT(argv), (char **)argv, &s, &e) == ERR_OK);

@@ -30,8 +30,8 @@ enum err url_normalize(const char *text, const char *origin, char **ret_url, str
     CURLUcode code = curl_url_set(parsed, CURLUPART_URL, url, 0);
     curl_url_cleanup(parsed);
     if (rest.bytes == 0 || code != CURLUE_OK)
-        return error_set(e, ERR_USAGE, "%s: '%s' is no address such as http://127.0.0.1:9091", origin,
-                         text);
+        return error_set(e, ERR_USAGE, "%s: '%s' is no address such as http://127.0.0.1:9091",
+                         origin, text);
     *ret_url = url;
     url = NULL;
     return ERR_OK;
@@ -129,8 +129,8 @@ static int on_progress(void *user, curl_off_t down_total, curl_off_t down, curl_
 void client_set_common(CURL *curl)
 {
     const char *more = getenv("no_proxy");
-    cleanup(free_pointer) char *no_proxy =
-        mem_printf("localhost,127.0.0.1,::1%s%s", more != NULL ? "," : "", more != NULL ? more : "");
+    cleanup(free_pointer) char *no_proxy = mem_printf(
+        "localhost,127.0.0.1,::1%s%s", more != NULL ? "," : "", more != NULL ? more : "");
     curl_easy_setopt(curl, CURLOPT_NOPROXY, no_proxy); /* copied */
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_TIMEOUT_MS);
@@ -169,7 +169,8 @@ enum err client_transport_error(CURL *curl, CURLcode code, const char *what, con
         return error_set(e, ERR_UNREACHABLE, "cannot reach %s (%s): %s", what,
                          os_error != 0 ? strerror((int)os_error) : "no connection", hint);
     case CURLE_COULDNT_RESOLVE_HOST:
-        return error_set(e, ERR_UNREACHABLE, "cannot reach %s (its name is not known): %s", what, hint);
+        return error_set(e, ERR_UNREACHABLE, "cannot reach %s (its name is not known): %s", what,
+                         hint);
     case CURLE_OPERATION_TIMEDOUT:
         if (connect_seconds <= 0)
             return error_set(e, ERR_UNREACHABLE, "cannot reach %s (no connection within %ld s): %s",
@@ -186,7 +187,8 @@ enum err client_call(struct client *c, const struct client_call *call, struct an
                      struct error *e)
 {
     struct answer answer = {0};
-    struct transfer t = {.call = call, .answer = &answer, .curl = c->curl, .started_ns = clock_mono_ns()};
+    struct transfer t = {
+        .call = call, .answer = &answer, .curl = c->curl, .started_ns = clock_mono_ns()};
     uint64_t deadline_ms = call->deadline_ms != 0 ? call->deadline_ms : CLIENT_DEADLINE_MS;
     cleanup(free_pointer) char *url = mem_printf("%s%s", c->api, call->path);
     cleanup(free_pointer) char *body = NULL;
@@ -200,8 +202,9 @@ enum err client_call(struct client *c, const struct client_call *call, struct an
         curl_easy_setopt(c->curl, CURLOPT_POSTFIELDS, body);
         headers = curl_slist_append(headers, "Content-Type: application/json");
     }
-    headers = curl_slist_append(headers, call->read != NULL ? "Content-Type: application/octet-stream"
-                                                            : "Accept: application/json, text/plain");
+    headers =
+        curl_slist_append(headers, call->read != NULL ? "Content-Type: application/octet-stream"
+                                                      : "Accept: application/json, text/plain");
     curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, headers);
     CURLcode code = curl_easy_perform(c->curl);
     (void)curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &answer.status);
@@ -215,8 +218,8 @@ enum err client_call(struct client *c, const struct client_call *call, struct an
         if (code == CURLE_ABORTED_BY_CALLBACK)
             return ERR_FAILED; /* by `read`, which has said why */
         if (t.too_large)
-            return error_set(e, ERR_TOO_LARGE, "the answer of %s is larger than %" PRIu64 " MiB", what,
-                             ANSWER_BYTES_MAX / MIB);
+            return error_set(e, ERR_TOO_LARGE, "the answer of %s is larger than %" PRIu64 " MiB",
+                             what, ANSWER_BYTES_MAX / MIB);
         return client_transport_error(c->curl, code, what, API_HINT, deadline_ms, e);
     }
     answer.json = json_loadb(answer.body.data != NULL ? answer.body.data : "", answer.body.bytes,
@@ -234,10 +237,11 @@ enum err answer_check(const struct client *c, const struct answer *a, struct err
         return error_set(e, ERR_FAILED, "the answer of %s is not that of a Dirigent API", c->api);
     }
     if (json_is_object(error))
-        return error_field(e, ERR_FAILED, json_text(error, "field"), "%s", json_text(error, "message"));
-    return error_set(e, ERR_FAILED, "%s answered with status %ld, not as a Dirigent API does: '%.*s'",
-                     c->api, a->status, (int)MIN(a->body.bytes, 200),
-                     a->body.data != NULL ? a->body.data : "");
+        return error_field(e, ERR_FAILED, json_text(error, "field"), "%s",
+                           json_text(error, "message"));
+    return error_set(
+        e, ERR_FAILED, "%s answered with status %ld, not as a Dirigent API does: '%.*s'", c->api,
+        a->status, (int)MIN(a->body.bytes, 200), a->body.data != NULL ? a->body.data : "");
 }
 
 enum err client_send(struct client *c, const char *method, const char *path, const json_t *json,

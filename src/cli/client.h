@@ -1,5 +1,6 @@
-/* client.h - the HTTP API as the client commands use it. One connection, one call at a time; blocks, each call
- * with a deadline. The API is found by --api, then DIRIGENT_API, then http://127.0.0.1:9091. */
+/* client.h - the HTTP API as the client commands use it. One connection, one call at a time;
+ * blocks, each call with a deadline. The API is found by --api, then DIRIGENT_API, then
+ * http://127.0.0.1:9091. */
 #pragma once
 #include "base/base.h"
 #include "base/str.h"
@@ -23,14 +24,16 @@ struct answer {
 };
 void answer_done(struct answer *a);
 
-/* One call. `json` may be NULL. ERR_OK whatever the status says; otherwise a sentence about the connection:
- * ERR_UNREACHABLE, ERR_TIMEOUT. `waiting` (may be NULL) runs about once a second with the seconds passed. */
+/* One call. `json` may be NULL. ERR_OK whatever the status says; otherwise a sentence about the
+ * connection: ERR_UNREACHABLE, ERR_TIMEOUT. `waiting` (may be NULL) runs about once a second with
+ * the seconds passed. */
 struct client_call {
     const char *method, *path;
     const json_t *json;
     uint64_t deadline_ms; /* 0: CLIENT_DEADLINE_MS */
     void (*waiting)(uint64_t seconds, void *user);
-    /* An upload: gives up to `bytes` bytes, 0 at the end, -1 when it failed (the reader has its error). */
+    /* An upload: gives up to `bytes` bytes, 0 at the end, -1 when it failed (the reader has its
+     * error). */
     ssize_t (*read)(void *user, char *data, size_t bytes);
     /* A body that is not kept but given on; false ends the call. Only with a status of success. */
     bool (*on_data)(void *user, const char *data, size_t bytes);
@@ -38,10 +41,12 @@ struct client_call {
 };
 must_check enum err client_call(struct client *c, const struct client_call *call,
                                 struct answer *ret_answer, struct error *e);
-/* ERR_FAILED with the API's own sentence when the status is no success, or the body is not the API's. */
+/* ERR_FAILED with the API's own sentence when the status is no success, or the body is not the
+ * API's. */
 must_check enum err answer_check(const struct client *c, const struct answer *a, struct error *e);
 /* client_call() and answer_check() of GET; *ret_json is the caller's. */
-must_check enum err client_get(struct client *c, const char *path, json_t **ret_json, struct error *e);
+must_check enum err client_get(struct client *c, const char *path, json_t **ret_json,
+                               struct error *e);
 must_check enum err client_send(struct client *c, const char *method, const char *path,
                                 const json_t *json, json_t **ret_json, struct error *e);
 

@@ -1,4 +1,5 @@
-/* command.c - flags of client commands: POSIX 12.2 and the GNU long form; flags and arguments may be mixed. */
+/* command.c - flags of client commands: POSIX 12.2 and the GNU long form; flags and arguments may
+ * be mixed. */
 #include "cli/command.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,12 +7,18 @@
 
 #define DISTANCE_TEXT_MAX 64
 
-static const struct option api_option = {
-    "api", 0, OPTION_TEXT, "URL", "address of the API (DIRIGENT_API; http://127.0.0.1:9091)",
-    offsetof(struct common_values, api)};
-static const struct option output_option = {
-    "output", 'o', OPTION_TEXT, "FORMAT", "table, json or yaml (table)",
-    offsetof(struct common_values, output)};
+static const struct option api_option = {"api",
+                                         0,
+                                         OPTION_TEXT,
+                                         "URL",
+                                         "address of the API (DIRIGENT_API; http://127.0.0.1:9091)",
+                                         offsetof(struct common_values, api)};
+static const struct option output_option = {"output",
+                                            'o',
+                                            OPTION_TEXT,
+                                            "FORMAT",
+                                            "table, json or yaml (table)",
+                                            offsetof(struct common_values, output)};
 static const struct option help_option = {
     "help", 'h', OPTION_FLAG, "", "show this", offsetof(struct common_values, help)};
 
@@ -148,7 +155,8 @@ static enum err parse_letters(struct parser *p, const char *letters)
         struct search s = {.letter = *c};
         command_each_option(p->command, search_visit, &s);
         if (s.found == NULL)
-            return error_set(p->e, ERR_USAGE, "-%c is not known; `dirigent %s --help` lists what is", *c,
+            return error_set(p->e, ERR_USAGE,
+                             "-%c is not known; `dirigent %s --help` lists what is", *c,
                              p->command->name);
         if (s.found->kind == OPTION_FLAG) {
             store(p, s.found, NULL);

@@ -1,11 +1,14 @@
-/* command.h - what a command is: one entry of the table from which dispatch, --help, checks of flags and
- * shell completion are made. A command's flags are a table too, and are read into a struct of its own:
+/* command.h - what a command is: one entry of the table from which dispatch, --help, checks of
+ * flags and shell completion are made. A command's flags are a table too, and are read into a
+ * struct of its own:
  *
  *   struct scale_values { const char *min, *max; };
  *   static const struct option options[] = {
- *       {"min", 0, OPTION_TEXT, "N", "sandboxes kept running", offsetof(struct scale_values, min)}, …
+ *       {"min", 0, OPTION_TEXT, "N", "sandboxes kept running", offsetof(struct scale_values, min)},
+ * …
  *
- * A command that is a program of its own (`up`, `worker`, …) reads its arguments itself, by base/settings.h. */
+ * A command that is a program of its own (`up`, `worker`, …) reads its arguments itself, by
+ * base/settings.h. */
 #pragma once
 #include "base/base.h"
 
@@ -52,10 +55,10 @@ struct command {
     size_t arguments_min, arguments_max;
     const struct option *options;
     size_t option_count, values_bytes;
-    bool is_client; /* has --api */
-    bool has_output;   /* has -o table|json|yaml */
-    /* One of the two. `run` returns what main() makes the exit code of; when `e` has no text then all has
-     * been said already. `program` gets argv[0] = its name and returns the exit code. */
+    bool is_client;  /* has --api */
+    bool has_output; /* has -o table|json|yaml */
+    /* One of the two. `run` returns what main() makes the exit code of; when `e` has no text then
+     * all has been said already. `program` gets argv[0] = its name and returns the exit code. */
     enum err (*run)(const struct command_input *in, struct error *e);
     int (*program)(int argc, char **argv);
 };
@@ -65,8 +68,8 @@ extern const size_t command_count;
 /* By name or alias; NULL: there is none. */
 const struct command *command_find(const char *name);
 
-/* Reads argv[1..] into `values` (zeroed, command->values_bytes) and `ret_input`, which borrows from argv and
- * values. ERR_USAGE names the flag and, when one is near, what may have been meant. */
+/* Reads argv[1..] into `values` (zeroed, command->values_bytes) and `ret_input`, which borrows from
+ * argv and values. ERR_USAGE names the flag and, when one is near, what may have been meant. */
 must_check enum err command_parse(const struct command *command, int argc, char **argv,
                                   struct common_values *common, void *values,
                                   struct command_input *ret_input, struct error *e);

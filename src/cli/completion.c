@@ -22,21 +22,25 @@ static void print_script(bool zsh)
     if (zsh)
         printf("autoload -Uz bashcompinit && bashcompinit\n");
     printf("_dirigent() {\n"
-           "    local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]} before=${COMP_WORDS[COMP_CWORD-1]}\n"
+           "    local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]} "
+           "before=${COMP_WORDS[COMP_CWORD-1]}\n"
            "    if [ \"$COMP_CWORD\" = 1 ]; then\n        COMPREPLY=($(compgen -W '");
     for (size_t i = 0; i < command_count; i++)
         printf("%s%s", i > 0 ? " " : "", commands[i]->name);
-    printf("' -- \"$word\"))\n        return\n    fi\n"
-           "    case $before in\n"
-           "        -o|--output) COMPREPLY=($(compgen -W 'table json yaml' -- \"$word\")); return ;;\n"
-           "        --dir) COMPREPLY=($(compgen -d -- \"$word\")); return ;;\n"
-           "        --zip|--env-file|-f|--filename|--config) COMPREPLY=($(compgen -f -- \"$word\")); return ;;\n"
-           "    esac\n"
-           "    if [[ $word != -* ]]; then\n        case $command in\n            ");
+    printf(
+        "' -- \"$word\"))\n        return\n    fi\n"
+        "    case $before in\n"
+        "        -o|--output) COMPREPLY=($(compgen -W 'table json yaml' -- \"$word\")); return ;;\n"
+        "        --dir) COMPREPLY=($(compgen -d -- \"$word\")); return ;;\n"
+        "        --zip|--env-file|-f|--filename|--config) COMPREPLY=($(compgen -f -- \"$word\")); "
+        "return ;;\n"
+        "    esac\n"
+        "    if [[ $word != -* ]]; then\n        case $command in\n            ");
     for (size_t i = 0, shown = 0; i < command_count; i++)
         if (strstr(commands[i]->arguments, "NAME") != NULL)
             printf("%s%s", shown++ > 0 ? "|" : "", commands[i]->name);
-    printf(")\n                COMPREPLY=($(compgen -W \"$(dirigent list 2>/dev/null | awk 'NR > 1 {print $1}')\" "
+    printf(")\n                COMPREPLY=($(compgen -W \"$(dirigent list 2>/dev/null | awk 'NR > 1 "
+           "{print $1}')\" "
            "-- \"$word\")) ;;\n        esac\n        return\n    fi\n    case $command in\n");
     for (size_t i = 0; i < command_count; i++) {
         const struct command *c = commands[i];
@@ -61,6 +65,10 @@ static enum err run_completion(const struct command_input *in, struct error *e)
 }
 
 const struct command command_completion = {
-    .name = "completion", .arguments = "bash|zsh", .group = GROUP_OTHER,
-    .summary = "a script for the shell: source <(dirigent completion bash)", .arguments_min = 1,
-    .arguments_max = 1, .run = run_completion};
+    .name = "completion",
+    .arguments = "bash|zsh",
+    .group = GROUP_OTHER,
+    .summary = "a script for the shell: source <(dirigent completion bash)",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .run = run_completion};

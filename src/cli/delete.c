@@ -46,7 +46,13 @@ static enum err run_delete(const struct command_input *in, struct error *e)
     return result;
 }
 
-const struct command command_delete = {
-    .name = "delete", .alias = "rm", .arguments = "NAME...", .group = GROUP_DEPLOY,
-    .summary = "remove functions with their sandboxes", .arguments_min = 1,
-    .arguments_max = SIZE_MAX, .is_client = true, .has_output = true, .run = run_delete};
+const struct command command_delete = {.name = "delete",
+                                       .alias = "rm",
+                                       .arguments = "NAME...",
+                                       .group = GROUP_DEPLOY,
+                                       .summary = "remove functions with their sandboxes",
+                                       .arguments_min = 1,
+                                       .arguments_max = SIZE_MAX,
+                                       .is_client = true,
+                                       .has_output = true,
+                                       .run = run_delete};

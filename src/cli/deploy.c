@@ -1,4 +1,5 @@
-/* deploy.c - `dirigent deploy`: creates or updates one function. What is not said stays as it is. */
+/* deploy.c - `dirigent deploy`: creates or updates one function. What is not said stays as it is.
+ */
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/rollout.h"
@@ -22,7 +23,8 @@ static const struct option options[] = {
      offsetof(struct deploy_values, zip)},
     {"image", 0, OPTION_TEXT, "REF", "a container image (not yet)",
      offsetof(struct deploy_values, image)},
-    {"command", 0, OPTION_TEXT, "COMMAND", "what runs it: 'python3 app.py' (guessed from the files)",
+    {"command", 0, OPTION_TEXT, "COMMAND",
+     "what runs it: 'python3 app.py' (guessed from the files)",
      offsetof(struct deploy_values, command)},
     {"env", 'e', OPTION_LIST, "K=V", "environment; K copies it from here, K- takes it away",
      offsetof(struct deploy_values, s.env)},
@@ -30,11 +32,12 @@ static const struct option options[] = {
      offsetof(struct deploy_values, s.env_files)},
     {"label", 'l', OPTION_LIST, "K=V", "for people; K- takes it away",
      offsetof(struct deploy_values, s.labels)},
-#define SPEC_FLAG(member, flag, letter, kind, field, argument, help)                               \
+#define SPEC_FLAG(member, flag, letter, kind, field, argument, help) \
     SPEC_OPTION_ROW(deploy_values, flag, letter, argument, help, member),
 #include "cli/spec_flags.def"
 #undef SPEC_FLAG
-    {"wait", 0, OPTION_TEXT, "DURATION", "longest wait for the version to be ready (start deadline + 30s)",
+    {"wait", 0, OPTION_TEXT, "DURATION",
+     "longest wait for the version to be ready (start deadline + 30s)",
      offsetof(struct deploy_values, wait)},
     {"no-wait", 0, OPTION_FLAG, "", "do not wait until it is ready",
      offsetof(struct deploy_values, no_wait)},
@@ -119,11 +122,13 @@ static enum err choose_command(const struct deploy_values *v, const struct code 
         return ERR_OK;
     }
     if (!code_is_there(code))
-        return error_set(e, ERR_USAGE,
-                         "where is the code? --dir PATH or --zip FILE, or --command of a program of the host");
-    return error_set(e, ERR_USAGE,
-                     "--command is missing: what runs it could not be guessed (there is no Procfile, app.py, "
-                     "main.py, index.js, server.js, executable 'server' or 'bootstrap')");
+        return error_set(
+            e, ERR_USAGE,
+            "where is the code? --dir PATH or --zip FILE, or --command of a program of the host");
+    return error_set(
+        e, ERR_USAGE,
+        "--command is missing: what runs it could not be guessed (there is no Procfile, app.py, "
+        "main.py, index.js, server.js, executable 'server' or 'bootstrap')");
 }
 
 /* A new function has to be whole: what is wrong with it is found before the upload. */
@@ -149,7 +154,8 @@ static void drop_nulls(json_t *spec, const char *field)
     const char *name;
     json_t *value;
     void *next;
-    json_object_foreach_safe(json_object_get(spec, field), next, name, value) {
+    json_object_foreach_safe(json_object_get(spec, field), next, name, value)
+    {
         if (json_is_null(value))
             json_object_del(json_object_get(spec, field), name);
     }
@@ -222,12 +228,20 @@ static enum err run_deploy(const struct command_input *in, struct error *e)
 }
 
 const struct command command_deploy = {
-    .name = "deploy", .arguments = "NAME", .group = GROUP_DEPLOY,
+    .name = "deploy",
+    .arguments = "NAME",
+    .group = GROUP_DEPLOY,
     .summary = "create or update a function and wait until it is ready",
-    .details = "What is not said stays as it was. Updating proves the new version first; the old one serves\n"
+    .details = "What is not said stays as it was. Updating proves the new version first; the old "
+               "one serves\n"
                "until then, and on when the new one does not start.\n\n"
                "  dirigent deploy hello --dir examples/python\n"
                "  dirigent deploy hello -e GREETING=hi --memory 128Mi --concurrency 10",
-    .arguments_min = 1, .arguments_max = 1, .options = options,
-    .option_count = ARRAY_COUNT(options), .values_bytes = sizeof(struct deploy_values),
-    .is_client = true, .has_output = true, .run = run_deploy};
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .options = options,
+    .option_count = ARRAY_COUNT(options),
+    .values_bytes = sizeof(struct deploy_values),
+    .is_client = true,
+    .has_output = true,
+    .run = run_deploy};

@@ -1,4 +1,5 @@
-/* describe.c - `dirigent describe`: all about one function; and `dirigent status`: all about the cluster. */
+/* describe.c - `dirigent describe`: all about one function; and `dirigent status`: all about the
+ * cluster. */
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/output.h"
@@ -41,7 +42,8 @@ static void print_pairs(const char *key, const json_t *pairs)
 {
     const char *name;
     json_t *value;
-    json_object_foreach((json_t *)pairs, name, value) {
+    json_object_foreach((json_t *)pairs, name, value)
+    {
         print_key(key);
         printf("%s=%s\n", name, json_string_value(value));
         key = "";
@@ -67,13 +69,15 @@ static void print_spec(const json_t *spec)
     print_text("code", json_text(spec, "code"));
     print_pairs("env", json_object_get(spec, "env"));
     print_pairs("labels", json_object_get(spec, "labels"));
-    json_object_foreach((json_t *)spec, key, value) {
+    json_object_foreach((json_t *)spec, key, value)
+    {
         if (!json_is_object(value) && !json_is_array(value) && strcmp(key, "name") != 0 &&
             strcmp(key, "code") != 0)
             print_value(key, value);
     }
     printf("%sscaling%s\n", style_begin(stdout, STYLE_BOLD), style_end(stdout));
-    json_object_foreach(json_object_get(spec, "scaling"), key, value) {
+    json_object_foreach(json_object_get(spec, "scaling"), key, value)
+    {
         char indented[64];
         (void)snprintf(indented, sizeof(indented), "  %s", key);
         print_value(indented, value);
@@ -95,7 +99,8 @@ static void print_sandboxes(const json_t *items)
         table_cell(t, style_of_state(state), "%s", state);
         table_cell(t, STYLE_PLAIN, "%" PRIu64, json_number(s, "in_flight"));
         table_cell(t, STYLE_PLAIN, "%s", us > 0 ? human_duration_us(us, cold) : "-");
-        table_cell(t, STYLE_PLAIN, "%s", human_age_of(json_text(s, "started_at"), clock_real_ms(), age));
+        table_cell(t, STYLE_PLAIN, "%s",
+                   human_age_of(json_text(s, "started_at"), clock_real_ms(), age));
         table_cell(t, STYLE_PLAIN, "%s", json_text(s, "address"));
     }
     table_print(t, stdout);
@@ -107,11 +112,12 @@ static void print_function(const json_t *f, const json_t *sandboxes)
     char age[HUMAN_BYTES_MAX];
     const char *state = json_text(f, "state");
     uint64_t version = json_number(f, "version"), active = json_number(f, "active_version");
-    printf("%s%s%s  %s%s%s\n", style_begin(stdout, STYLE_BOLD), json_text(f, "name"), style_end(stdout),
-           style_begin(stdout, style_of_state(state)), state, style_end(stdout));
+    printf("%s%s%s  %s%s%s\n", style_begin(stdout, STYLE_BOLD), json_text(f, "name"),
+           style_end(stdout), style_begin(stdout, style_of_state(state)), state, style_end(stdout));
     print_text("failure", json_text(f, "failure"));
     for (size_t i = 0; i < json_array_size(json_object_get(f, "urls")); i++)
-        print_text(i == 0 ? "url" : "", json_string_value(json_array_get(json_object_get(f, "urls"), i)));
+        print_text(i == 0 ? "url" : "",
+                   json_string_value(json_array_get(json_object_get(f, "urls"), i)));
     print_key("version");
     printf("%" PRIu64, version);
     if (active != version && active > 0)
@@ -153,10 +159,16 @@ static enum err run_describe(const struct command_input *in, struct error *e)
     return err;
 }
 
-const struct command command_describe = {
-    .name = "describe", .alias = "inspect", .arguments = "NAME", .group = GROUP_LOOK,
-    .summary = "all about one function", .arguments_min = 1, .arguments_max = 1, .is_client = true,
-    .has_output = true, .run = run_describe};
+const struct command command_describe = {.name = "describe",
+                                         .alias = "inspect",
+                                         .arguments = "NAME",
+                                         .group = GROUP_LOOK,
+                                         .summary = "all about one function",
+                                         .arguments_min = 1,
+                                         .arguments_max = 1,
+                                         .is_client = true,
+                                         .has_output = true,
+                                         .run = run_describe};
 
 /* ---- status ---- */
 
@@ -172,7 +184,8 @@ static void print_alive(const char *key, const json_t *counts)
 static void print_status(const char *api, const json_t *s)
 {
     char text[HUMAN_BYTES_MAX];
-    const json_t *sandboxes = json_object_get(s, "sandboxes"), *requests = json_object_get(s, "requests");
+    const json_t *sandboxes = json_object_get(s, "sandboxes"),
+                 *requests = json_object_get(s, "requests");
     const json_t *code = json_object_get(s, "code");
     bool ready = json_is_true(json_object_get(s, "ready"));
     print_key("cluster");
@@ -215,6 +228,10 @@ static enum err run_status(const struct command_input *in, struct error *e)
     return err;
 }
 
-const struct command command_status = {
-    .name = "status", .arguments = "", .group = GROUP_LOOK, .summary = "the cluster in numbers",
-    .is_client = true, .has_output = true, .run = run_status};
+const struct command command_status = {.name = "status",
+                                       .arguments = "",
+                                       .group = GROUP_LOOK,
+                                       .summary = "the cluster in numbers",
+                                       .is_client = true,
+                                       .has_output = true,
+                                       .run = run_status};

@@ -7,16 +7,16 @@ static const struct {
     const char *file, *command;
     bool needs_executable;
 } rules[] = {
-    {"bootstrap", "./bootstrap", true},    {"server", "./server", true},
-    {"app.py", "python3 app.py", false},   {"main.py", "python3 main.py", false},
-    {"server.py", "python3 server.py", false},
-    {"server.js", "node server.js", false}, {"index.js", "node index.js", false},
-    {"app.js", "node app.js", false},      {"server.mjs", "node server.mjs", false},
-    {"index.mjs", "node index.mjs", false}, {"app.rb", "ruby app.rb", false},
-    {"run.sh", "./run.sh", true},
+    {"bootstrap", "./bootstrap", true},        {"server", "./server", true},
+    {"app.py", "python3 app.py", false},       {"main.py", "python3 main.py", false},
+    {"server.py", "python3 server.py", false}, {"server.js", "node server.js", false},
+    {"index.js", "node index.js", false},      {"app.js", "node app.js", false},
+    {"server.mjs", "node server.mjs", false},  {"index.mjs", "node index.mjs", false},
+    {"app.rb", "ruby app.rb", false},          {"run.sh", "./run.sh", true},
 };
 
-/* A Procfile's lines are for a shell ("--port $PORT"), ours are not: what a shell would change is given to one. */
+/* A Procfile's lines are for a shell ("--port $PORT"), ours are not: what a shell would change is
+ * given to one. */
 static char *as_command(struct str line)
 {
     struct buf out = {0};

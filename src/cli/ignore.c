@@ -4,10 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Compiled Python goes too: the times of files are not uploaded, so it would be out of date anyway. A program that
- * ships hash-based .pyc files takes it back with `!__pycache__`. */
-static const char built_in[] = ".git\n.hg\n.svn\n.bzr\n.DS_Store\n__pycache__\n.pytest_cache\n.mypy_cache\n"
-                               "*~\n*.swp\n/.dirigentignore\n";
+/* Compiled Python goes too: the times of files are not uploaded, so it would be out of date anyway.
+ * A program that ships hash-based .pyc files takes it back with `!__pycache__`. */
+static const char built_in[] =
+    ".git\n.hg\n.svn\n.bzr\n.DS_Store\n__pycache__\n.pytest_cache\n.mypy_cache\n"
+    "*~\n*.swp\n/.dirigentignore\n";
 
 struct rule {
     char *pattern;
@@ -96,7 +97,8 @@ static bool rule_matches(const struct rule *rule, const char *path, bool is_dire
     if (rule->directory_only && !is_directory)
         return false;
     if (rule->anchored)
-        return fnmatch(rule->pattern, path, FNM_PATHNAME) == 0 || matches_below(rule->pattern, path);
+        return fnmatch(rule->pattern, path, FNM_PATHNAME) == 0 ||
+               matches_below(rule->pattern, path);
     /* At any depth: the path itself or what begins after one of its slashes. */
     for (const char *tail = path; tail != NULL; tail = strchr(tail, '/')) {
         tail += *tail == '/';

@@ -1,5 +1,5 @@
-/* invoke.c - `dirigent invoke`: one call through a data plane. The body goes to stdout, everything about it to
- * stderr; the exit code is 0 for 2xx only. */
+/* invoke.c - `dirigent invoke`: one call through a data plane. The body goes to stdout, everything
+ * about it to stderr; the exit code is 0 for 2xx only. */
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/receipt.h"
@@ -27,11 +27,15 @@ static const struct option options[] = {
     {"data", 'd', OPTION_TEXT, "TEXT|@FILE", "the body; @- or a pipe on stdin is streamed",
      offsetof(struct invoke_values, data)},
     {"header", 'H', OPTION_LIST, "'K: V'", "a header", offsetof(struct invoke_values, headers)},
-    {"method", 'X', OPTION_TEXT, "METHOD", "GET, or POST with a body", offsetof(struct invoke_values, method)},
+    {"method", 'X', OPTION_TEXT, "METHOD", "GET, or POST with a body",
+     offsetof(struct invoke_values, method)},
     {"path", 0, OPTION_TEXT, "/PATH", "path and query (/)", offsetof(struct invoke_values, path)},
-    {"receipt", 0, OPTION_FLAG, "", "show where the time went", offsetof(struct invoke_values, receipt)},
-    {"include", 'i', OPTION_FLAG, "", "the answer's headers too, on stderr", offsetof(struct invoke_values, include)},
-    {"quiet", 'q', OPTION_FLAG, "", "nothing on stderr unless it fails", offsetof(struct invoke_values, quiet)},
+    {"receipt", 0, OPTION_FLAG, "", "show where the time went",
+     offsetof(struct invoke_values, receipt)},
+    {"include", 'i', OPTION_FLAG, "", "the answer's headers too, on stderr",
+     offsetof(struct invoke_values, include)},
+    {"quiet", 'q', OPTION_FLAG, "", "nothing on stderr unless it fails",
+     offsetof(struct invoke_values, quiet)},
     {"timeout", 0, OPTION_TEXT, "DURATION", "longest wait for the whole answer (15m)",
      offsetof(struct invoke_values, timeout)},
     {"data-plane", 0, OPTION_TEXT, "URL", "call this one (DIRIGENT_DATA_PLANE; asked from the API)",
@@ -84,7 +88,8 @@ static enum err read_first(struct body *b, const char *name, struct error *e)
 static bool stdin_has_body(const struct invoke_values *v)
 {
     struct stat st;
-    if (v->method != NULL && (strcasecmp(v->method, "GET") == 0 || strcasecmp(v->method, "HEAD") == 0))
+    if (v->method != NULL &&
+        (strcasecmp(v->method, "GET") == 0 || strcasecmp(v->method, "HEAD") == 0))
         return false;
     return fstat(STDIN_FILENO, &st) == 0 && (S_ISREG(st.st_mode) || S_ISFIFO(st.st_mode));
 }
@@ -164,7 +169,8 @@ static size_t on_header(char *data, size_t size, size_t count, void *user)
     struct invocation *i = user;
     size_t bytes = size * count;
     struct str value, line = str_trim((struct str){data, bytes});
-    while (line.bytes > 0 && (line.data[line.bytes - 1] == '\n' || line.data[line.bytes - 1] == '\r'))
+    while (line.bytes > 0 &&
+           (line.data[line.bytes - 1] == '\n' || line.data[line.bytes - 1] == '\r'))
         line.bytes--;
     if (i->values->include && line.bytes > 0)
         fprintf(stderr, "%.*s\n", STR_ARG(line));
@@ -192,7 +198,8 @@ static enum err ask_api(const struct command_input *in, char **ret_url, struct e
         err = client_get(&c, "/v1/data-planes", &list, e);
     if (err != ERR_OK)
         return err;
-    json_array_foreach(json_object_get(list, "items"), index, item) {
+    json_array_foreach(json_object_get(list, "items"), index, item)
+    {
         if (url == NULL && strcmp(json_text(item, "state"), "alive") == 0)
             url = json_text(item, "url");
     }
@@ -217,7 +224,8 @@ static enum err find_data_plane(const struct command_input *in, char **ret_url, 
 
 /* ---- the call ---- */
 
-static enum err check_values(const struct command_input *in, uint64_t *ret_deadline_ms, struct error *e)
+static enum err check_values(const struct command_input *in, uint64_t *ret_deadline_ms,
+                             struct error *e)
 {
     const struct invoke_values *v = in->values;
     struct error inner = {0};
@@ -270,8 +278,8 @@ static struct curl_slist *make_headers(const struct invocation *inv, const char 
             continue;
         }
         /* libcurl's way to send a header without a value */
-        cleanup(free_pointer) char *empty = mem_printf(
-            "%.*s;", (int)(value - 1 - v->headers.items[i]), v->headers.items[i]);
+        cleanup(free_pointer) char *empty =
+            mem_printf("%.*s;", (int)(value - 1 - v->headers.items[i]), v->headers.items[i]);
         headers = curl_slist_append(headers, empty);
     }
     return headers;
@@ -309,12 +317,26 @@ static const char *status_phrase(long status)
         long status;
         const char *phrase;
     } phrases[] = {
-        {200, " OK"}, {201, " Created"}, {202, " Accepted"}, {204, " No Content"},
-        {301, " Moved Permanently"}, {302, " Found"}, {304, " Not Modified"}, {400, " Bad Request"},
-        {401, " Unauthorized"}, {403, " Forbidden"}, {404, " Not Found"}, {405, " Method Not Allowed"},
-        {408, " Request Timeout"}, {413, " Content Too Large"}, {429, " Too Many Requests"},
-        {500, " Internal Server Error"}, {501, " Not Implemented"}, {502, " Bad Gateway"},
-        {503, " Service Unavailable"}, {504, " Gateway Timeout"},
+        {200, " OK"},
+        {201, " Created"},
+        {202, " Accepted"},
+        {204, " No Content"},
+        {301, " Moved Permanently"},
+        {302, " Found"},
+        {304, " Not Modified"},
+        {400, " Bad Request"},
+        {401, " Unauthorized"},
+        {403, " Forbidden"},
+        {404, " Not Found"},
+        {405, " Method Not Allowed"},
+        {408, " Request Timeout"},
+        {413, " Content Too Large"},
+        {429, " Too Many Requests"},
+        {500, " Internal Server Error"},
+        {501, " Not Implemented"},
+        {502, " Bad Gateway"},
+        {503, " Service Unavailable"},
+        {504, " Gateway Timeout"},
     };
     for (size_t i = 0; i < ARRAY_COUNT(phrases); i++)
         if (phrases[i].status == status)
@@ -343,8 +365,8 @@ static void print_outcome(const struct invocation *inv, long status)
         fprintf(stderr, "the answer has no receipt\n");
 }
 
-static enum err call(struct invocation *inv, const char *base, const char *name, uint64_t deadline_ms,
-                     struct error *e)
+static enum err call(struct invocation *inv, const char *base, const char *name,
+                     uint64_t deadline_ms, struct error *e)
 {
     long status = 0;
     const char *path = inv->values->path != NULL ? inv->values->path : "/";
@@ -363,7 +385,8 @@ static enum err call(struct invocation *inv, const char *base, const char *name,
     if (code == CURLE_URL_MALFORMAT)
         return error_set(e, ERR_USAGE, "'%s' is no address that can be called", url);
     if (code == CURLE_PARTIAL_FILE || (code != CURLE_OK && status > 0 && inv->body_bytes > 0))
-        return error_set(e, ERR_FAILED, "the answer of '%s' (status %ld) was cut after %" PRIu64 " bytes: %s",
+        return error_set(e, ERR_FAILED,
+                         "the answer of '%s' (status %ld) was cut after %" PRIu64 " bytes: %s",
                          name, status, inv->body_bytes, curl_easy_strerror(code));
     /* What was answered while we still sent counts. */
     if (code != CURLE_OK && !(code == CURLE_SEND_ERROR && status >= 400))
@@ -396,10 +419,19 @@ static enum err run_invoke(const struct command_input *in, struct error *e)
 }
 
 const struct command command_invoke = {
-    .name = "invoke", .alias = "call", .arguments = "NAME", .group = GROUP_LOOK,
+    .name = "invoke",
+    .alias = "call",
+    .arguments = "NAME",
+    .group = GROUP_LOOK,
     .summary = "call a function: body to stdout, status and times to stderr",
-    .details = "  dirigent invoke hello\n"
-               "  dirigent invoke hello -d '{\"a\":1}' -H 'Content-Type: application/json' --path /add\n"
-               "  tar c . | dirigent invoke pack --receipt > packed",
-    .arguments_min = 1, .arguments_max = 1, .options = options, .option_count = ARRAY_COUNT(options),
-    .values_bytes = sizeof(struct invoke_values), .is_client = true, .run = run_invoke};
+    .details =
+        "  dirigent invoke hello\n"
+        "  dirigent invoke hello -d '{\"a\":1}' -H 'Content-Type: application/json' --path /add\n"
+        "  tar c . | dirigent invoke pack --receipt > packed",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .options = options,
+    .option_count = ARRAY_COUNT(options),
+    .values_bytes = sizeof(struct invoke_values),
+    .is_client = true,
+    .run = run_invoke};

@@ -1,4 +1,5 @@
-/* list.c - the listings: functions, sandboxes, workers, data planes. Each is one table of columns. */
+/* list.c - the listings: functions, sandboxes, workers, data planes. Each is one table of columns.
+ */
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/output.h"
@@ -12,8 +13,8 @@ struct listing {
     print_row *row;
 };
 
-static enum err run_listing(const struct command_input *in, const struct listing *l, const char *path,
-                            struct error *e)
+static enum err run_listing(const struct command_input *in, const struct listing *l,
+                            const char *path, struct error *e)
 {
     enum output_format format = output_format_of(in->common->output);
     cleanup(client_done) struct client c = {0};
@@ -31,7 +32,8 @@ static enum err run_listing(const struct command_input *in, const struct listing
         fprintf(stderr, "%s\n", l->when_empty);
     } else {
         struct table *t = table_new(l->titles);
-        json_array_foreach(items, i, item) {
+        json_array_foreach(items, i, item)
+        {
             l->row(t, item, clock_real_ms());
         }
         table_print(t, stdout);
@@ -83,9 +85,14 @@ static enum err run_list(const struct command_input *in, struct error *e)
     return run_listing(in, &listing, listing.path, e);
 }
 
-const struct command command_list = {
-    .name = "list", .alias = "ls", .arguments = "", .group = GROUP_LOOK, .summary = "all functions",
-    .is_client = true, .has_output = true, .run = run_list};
+const struct command command_list = {.name = "list",
+                                     .alias = "ls",
+                                     .arguments = "",
+                                     .group = GROUP_LOOK,
+                                     .summary = "all functions",
+                                     .is_client = true,
+                                     .has_output = true,
+                                     .run = run_list};
 
 /* ---- sandboxes ---- */
 
@@ -118,10 +125,15 @@ static enum err run_sandboxes(const struct command_input *in, struct error *e)
     return run_listing(in, &listing, path, e);
 }
 
-const struct command command_sandboxes = {
-    .name = "sandboxes", .alias = "ps", .arguments = "[NAME]", .group = GROUP_LOOK,
-    .summary = "what runs now, of all functions or of one", .arguments_max = 1, .is_client = true,
-    .has_output = true, .run = run_sandboxes};
+const struct command command_sandboxes = {.name = "sandboxes",
+                                          .alias = "ps",
+                                          .arguments = "[NAME]",
+                                          .group = GROUP_LOOK,
+                                          .summary = "what runs now, of all functions or of one",
+                                          .arguments_max = 1,
+                                          .is_client = true,
+                                          .has_output = true,
+                                          .run = run_sandboxes};
 
 /* ---- workers and data planes ---- */
 
@@ -163,10 +175,13 @@ static enum err run_workers(const struct command_input *in, struct error *e)
     return run_listing(in, &listing, listing.path, e);
 }
 
-const struct command command_workers = {
-    .name = "workers", .arguments = "", .group = GROUP_LOOK,
-    .summary = "the hosts that run sandboxes, and their room", .is_client = true, .has_output = true,
-    .run = run_workers};
+const struct command command_workers = {.name = "workers",
+                                        .arguments = "",
+                                        .group = GROUP_LOOK,
+                                        .summary = "the hosts that run sandboxes, and their room",
+                                        .is_client = true,
+                                        .has_output = true,
+                                        .run = run_workers};
 
 static void data_plane_row(struct table *t, const json_t *d, uint64_t now_ms)
 {
@@ -185,7 +200,10 @@ static enum err run_data_planes(const struct command_input *in, struct error *e)
     return run_listing(in, &listing, listing.path, e);
 }
 
-const struct command command_data_planes = {
-    .name = "data-planes", .arguments = "", .group = GROUP_LOOK,
-    .summary = "what takes the calls of functions", .is_client = true, .has_output = true,
-    .run = run_data_planes};
+const struct command command_data_planes = {.name = "data-planes",
+                                            .arguments = "",
+                                            .group = GROUP_LOOK,
+                                            .summary = "what takes the calls of functions",
+                                            .is_client = true,
+                                            .has_output = true,
+                                            .run = run_data_planes};

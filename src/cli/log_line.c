@@ -22,8 +22,8 @@ enum err log_line_parse(struct str line, struct log_line *ret_line)
         word = str_split(rest, ' ', &rest);
     }
     l.time = word;
-    if (rest.data == NULL || word.bytes < sizeof("2026-01-02T03:04:05Z") - 1 || word.data[4] != '-' ||
-        word.data[10] != 'T')
+    if (rest.data == NULL || word.bytes < sizeof("2026-01-02T03:04:05Z") - 1 ||
+        word.data[4] != '-' || word.data[10] != 'T')
         return ERR_INVALID;
     l.stream = str_split(rest, ' ', &rest);
     if (rest.data == NULL ||

@@ -1,5 +1,6 @@
-/* log_line.h - one line of a sandbox's output as the API gives it: `[SANDBOX ]TIME STREAM FLAG TEXT`, SANDBOX 16
- * hex digits when there are several, FLAG `F` or `P` (the line goes on in the next one). Pure. */
+/* log_line.h - one line of a sandbox's output as the API gives it: `[SANDBOX ]TIME STREAM FLAG
+ * TEXT`, SANDBOX 16 hex digits when there are several, FLAG `F` or `P` (the line goes on in the
+ * next one). Pure. */
 #pragma once
 #include "base/base.h"
 #include "base/str.h"

@@ -18,11 +18,14 @@ struct logs_values {
 };
 static const struct option options[] = {
     {"follow", 'f', OPTION_FLAG, "", "go on with what comes", offsetof(struct logs_values, follow)},
-    {"since", 0, OPTION_TEXT, "DURATION", "only what is newer: 10m", offsetof(struct logs_values, since)},
-    {"lines", 'n', OPTION_TEXT, "N", "only the newest lines of each worker", offsetof(struct logs_values, lines)},
+    {"since", 0, OPTION_TEXT, "DURATION", "only what is newer: 10m",
+     offsetof(struct logs_values, since)},
+    {"lines", 'n', OPTION_TEXT, "N", "only the newest lines of each worker",
+     offsetof(struct logs_values, lines)},
     {"sandbox", 0, OPTION_TEXT, "ID", "only this sandbox, as `dirigent ps` names it",
      offsetof(struct logs_values, sandbox)},
-    {"timestamps", 't', OPTION_FLAG, "", "the time in front", offsetof(struct logs_values, timestamps)},
+    {"timestamps", 't', OPTION_FLAG, "", "the time in front",
+     offsetof(struct logs_values, timestamps)},
     {"raw", 0, OPTION_FLAG, "", "lines as they are kept", offsetof(struct logs_values, raw)},
 };
 
@@ -119,7 +122,10 @@ static enum err run_logs(const struct command_input *in, struct error *e)
         err = client_open(&c, in, e);
     if (err != ERR_OK)
         return err;
-    struct client_call call = {.method = "GET", .path = path, .on_data = on_data, .user = &printer,
+    struct client_call call = {.method = "GET",
+                               .path = path,
+                               .on_data = on_data,
+                               .user = &printer,
                                .deadline_ms = v->follow ? FOLLOW_DEADLINE_MS : LOGS_DEADLINE_MS};
     err = client_call(&c, &call, &answer, e);
     if (err == ERR_OK && (answer.status < 200 || answer.status > 299))
@@ -133,7 +139,14 @@ static enum err run_logs(const struct command_input *in, struct error *e)
 }
 
 const struct command command_logs = {
-    .name = "logs", .arguments = "NAME", .group = GROUP_LOOK,
-    .summary = "what a function's sandboxes wrote, also those that are gone", .arguments_min = 1,
-    .arguments_max = 1, .options = options, .option_count = ARRAY_COUNT(options),
-    .values_bytes = sizeof(struct logs_values), .is_client = true, .run = run_logs};
+    .name = "logs",
+    .arguments = "NAME",
+    .group = GROUP_LOOK,
+    .summary = "what a function's sandboxes wrote, also those that are gone",
+    .arguments_min = 1,
+    .arguments_max = 1,
+    .options = options,
+    .option_count = ARRAY_COUNT(options),
+    .values_bytes = sizeof(struct logs_values),
+    .is_client = true,
+    .run = run_logs};

@@ -10,12 +10,17 @@
 static enum err run_help(const struct command_input *in, struct error *e);
 static enum err run_version(const struct command_input *in, struct error *e);
 
-static const struct command command_help = {
-    .name = "help", .arguments = "[COMMAND]", .group = GROUP_OTHER, .arguments_max = 1,
-    .summary = "what there is, or more about one command", .run = run_help};
-static const struct command command_version = {
-    .name = "version", .arguments = "", .group = GROUP_OTHER,
-    .summary = "the version of this program", .run = run_version};
+static const struct command command_help = {.name = "help",
+                                            .arguments = "[COMMAND]",
+                                            .group = GROUP_OTHER,
+                                            .arguments_max = 1,
+                                            .summary = "what there is, or more about one command",
+                                            .run = run_help};
+static const struct command command_version = {.name = "version",
+                                               .arguments = "",
+                                               .group = GROUP_OTHER,
+                                               .summary = "the version of this program",
+                                               .run = run_version};
 
 /* clang-format off */
 const struct command *const commands[] = {
@@ -49,16 +54,19 @@ static enum err refuse_unknown(const char *name, struct error *e)
         }
     }
     if (nearest != NULL)
-        return error_set(e, ERR_USAGE, "there is no command '%.64s'; did you mean '%s'?", name, nearest);
+        return error_set(e, ERR_USAGE, "there is no command '%.64s'; did you mean '%s'?", name,
+                         nearest);
     return error_set(e, ERR_USAGE, "there is no command '%.64s'; `dirigent help` lists them", name);
 }
 
 static void print_overview(void)
 {
-    static const char *const titles[GROUP_COUNT] = {
-        [GROUP_RUN] = "run a cluster", [GROUP_DEPLOY] = "change functions",
-        [GROUP_LOOK] = "call and look", [GROUP_OTHER] = "other"};
-    printf("dirigent runs functions: programs that answer HTTP, started when requests come and removed "
+    static const char *const titles[GROUP_COUNT] = {[GROUP_RUN] = "run a cluster",
+                                                    [GROUP_DEPLOY] = "change functions",
+                                                    [GROUP_LOOK] = "call and look",
+                                                    [GROUP_OTHER] = "other"};
+    printf("dirigent runs functions: programs that answer HTTP, started when requests come and "
+           "removed "
            "when they stop.\n\nusage: dirigent COMMAND [arguments] [flags]\n");
     for (size_t group = 0; group < GROUP_COUNT; group++) {
         printf("\n%s\n", titles[group]);
@@ -72,12 +80,13 @@ static void print_overview(void)
                    c->alias != NULL ? c->alias : "", c->alias != NULL ? ")" : "");
         }
     }
-    printf("\nA first function, with the cluster on this machine:\n"
-           "  sudo dirigent up\n"
-           "  dirigent deploy hello --dir examples/python\n"
-           "  dirigent invoke hello\n\n"
-           "`dirigent help COMMAND` says more. Exit codes: 0 done, 1 refused by the cluster, 2 wrong "
-           "usage, 3 cluster not reachable.\n");
+    printf(
+        "\nA first function, with the cluster on this machine:\n"
+        "  sudo dirigent up\n"
+        "  dirigent deploy hello --dir examples/python\n"
+        "  dirigent invoke hello\n\n"
+        "`dirigent help COMMAND` says more. Exit codes: 0 done, 1 refused by the cluster, 2 wrong "
+        "usage, 3 cluster not reachable.\n");
 }
 
 static int print_program_help(const struct command *c)

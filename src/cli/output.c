@@ -16,11 +16,12 @@ enum output_format output_format_of(const char *name)
 
 /* ---- YAML ---- */
 
-/* Whether every YAML reader takes these characters for this text: letters first, and none of the words
- * (of 1.1 too) that mean something else. */
+/* Whether every YAML reader takes these characters for this text: letters first, and none of the
+ * words (of 1.1 too) that mean something else. */
 static bool is_plain(const char *text, size_t bytes)
 {
-    static const char *const words[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"};
+    static const char *const words[] = {"null", "true", "false", "yes", "no",
+                                        "on",   "off",  "y",     "n"};
     if (bytes == 0 || bytes > 256)
         return false;
     for (size_t i = 0; i < ARRAY_COUNT(words); i++)
@@ -39,11 +40,12 @@ static bool is_plain(const char *text, size_t bytes)
 static bool emit_text(yaml_emitter_t *emitter, const char *text, size_t bytes, bool plain)
 {
     yaml_event_t event;
-    yaml_scalar_style_t style = plain                             ? YAML_PLAIN_SCALAR_STYLE
-                                : memchr(text, '\n', bytes) != NULL ? YAML_LITERAL_SCALAR_STYLE
-                                                                  : YAML_DOUBLE_QUOTED_SCALAR_STYLE;
-    return yaml_scalar_event_initialize(&event, NULL, NULL, (const yaml_char_t *)text, (int)bytes, plain,
-                                        1, style) &&
+    yaml_scalar_style_t style = plain ? YAML_PLAIN_SCALAR_STYLE
+                                : memchr(text, '\n', bytes) != NULL
+                                    ? YAML_LITERAL_SCALAR_STYLE
+                                    : YAML_DOUBLE_QUOTED_SCALAR_STYLE;
+    return yaml_scalar_event_initialize(&event, NULL, NULL, (const yaml_char_t *)text, (int)bytes,
+                                        plain, 1, style) &&
            yaml_emitter_emit(emitter, &event);
 }
 
@@ -54,13 +56,15 @@ static bool emit_object(yaml_emitter_t *emitter, const json_t *json)
     yaml_event_t event;
     const char *key;
     json_t *value;
-    if (!yaml_mapping_start_event_initialize(&event, NULL, NULL, 1,
-                                             json_object_size(json) > 0 ? YAML_BLOCK_MAPPING_STYLE
-                                                                        : YAML_FLOW_MAPPING_STYLE) ||
+    if (!yaml_mapping_start_event_initialize(
+            &event, NULL, NULL, 1,
+            json_object_size(json) > 0 ? YAML_BLOCK_MAPPING_STYLE : YAML_FLOW_MAPPING_STYLE) ||
         !yaml_emitter_emit(emitter, &event))
         return false;
-    json_object_foreach((json_t *)json, key, value) {
-        if (!emit_text(emitter, key, strlen(key), is_plain(key, strlen(key))) || !emit(emitter, value))
+    json_object_foreach((json_t *)json, key, value)
+    {
+        if (!emit_text(emitter, key, strlen(key), is_plain(key, strlen(key))) ||
+            !emit(emitter, value))
             return false;
     }
     return yaml_mapping_end_event_initialize(&event) && yaml_emitter_emit(emitter, &event);
@@ -69,9 +73,9 @@ static bool emit_object(yaml_emitter_t *emitter, const json_t *json)
 static bool emit_array(yaml_emitter_t *emitter, const json_t *json)
 {
     yaml_event_t event;
-    if (!yaml_sequence_start_event_initialize(&event, NULL, NULL, 1,
-                                              json_array_size(json) > 0 ? YAML_BLOCK_SEQUENCE_STYLE
-                                                                        : YAML_FLOW_SEQUENCE_STYLE) ||
+    if (!yaml_sequence_start_event_initialize(
+            &event, NULL, NULL, 1,
+            json_array_size(json) > 0 ? YAML_BLOCK_SEQUENCE_STYLE : YAML_FLOW_SEQUENCE_STYLE) ||
         !yaml_emitter_emit(emitter, &event))
         return false;
     for (size_t i = 0; i < json_array_size(json); i++)
@@ -108,8 +112,9 @@ static void output_yaml(FILE *file, const json_t *json)
                 yaml_emitter_emit(&emitter, &event) &&
                 yaml_document_start_event_initialize(&event, NULL, NULL, NULL, 1) &&
                 yaml_emitter_emit(&emitter, &event) && emit(&emitter, json) &&
-                yaml_document_end_event_initialize(&event, 1) && yaml_emitter_emit(&emitter, &event) &&
-                yaml_stream_end_event_initialize(&event) && yaml_emitter_emit(&emitter, &event);
+                yaml_document_end_event_initialize(&event, 1) &&
+                yaml_emitter_emit(&emitter, &event) && yaml_stream_end_event_initialize(&event) &&
+                yaml_emitter_emit(&emitter, &event);
     if (!fine) /* only when the file cannot be written: main() looks at ferror(stdout) */
         (void)fflush(file);
     yaml_emitter_delete(&emitter);

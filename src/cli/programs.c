@@ -28,15 +28,26 @@ static int not_built(int argc, char **argv)
 }
 #endif
 
-const struct command command_up = {
-    .name = "up", .arguments = "", .group = GROUP_RUN, .program = up_main,
-    .summary = "a whole cluster on this machine (as root)"};
+const struct command command_up = {.name = "up",
+                                   .arguments = "",
+                                   .group = GROUP_RUN,
+                                   .program = up_main,
+                                   .summary = "a whole cluster on this machine (as root)"};
 const struct command command_control_plane = {
-    .name = "control-plane", .arguments = "", .group = GROUP_RUN, .program = control_plane_main,
+    .name = "control-plane",
+    .arguments = "",
+    .group = GROUP_RUN,
+    .program = control_plane_main,
     .summary = "only the control plane: registrations, placement, scale, API"};
 const struct command command_data_plane = {
-    .name = "data-plane", .arguments = "", .group = GROUP_RUN, .program = data_plane_main,
+    .name = "data-plane",
+    .arguments = "",
+    .group = GROUP_RUN,
+    .program = data_plane_main,
     .summary = "only a data plane: takes calls and brings them to sandboxes"};
-const struct command command_worker = {
-    .name = "worker", .arguments = "", .group = GROUP_RUN, .program = worker_main,
-    .summary = "only a worker: runs sandboxes on this host (as root)"};
+const struct command command_worker = {.name = "worker",
+                                       .arguments = "",
+                                       .group = GROUP_RUN,
+                                       .program = worker_main,
+                                       .summary =
+                                           "only a worker: runs sandboxes on this host (as root)"};

@@ -79,7 +79,8 @@ void receipt_print(const struct receipt *r, FILE *file)
         }
         int bar = longest > 0 ? (int)(p->ms / longest * BAR_WIDTH + 0.5) : 0;
         fprintf(file, "  %-12s %*s%s %s", p->name,
-                (int)(9 + (strstr(human_duration_us((uint64_t)(p->ms * 1000 + 0.5), took), "µ") != NULL)),
+                (int)(9 + (strstr(human_duration_us((uint64_t)(p->ms * 1000 + 0.5), took), "µ") !=
+                           NULL)),
                 took, bar > 0 ? " " : "", style_begin(file, STYLE_CYAN));
         for (int j = 0; j < bar; j++)
             fputs("▇", file);

@@ -1,5 +1,5 @@
-/* receipt.h - where the time of one call went: the Server-Timing header (W3C Server Timing) as a picture. Pure but
- * for printing. */
+/* receipt.h - where the time of one call went: the Server-Timing header (W3C Server Timing) as a
+ * picture. Pure but for printing. */
 #pragma once
 #include "base/base.h"
 #include "base/str.h"

@@ -38,7 +38,8 @@ static enum err open_directory(const char *path, struct code *code, struct error
     return ERR_OK;
 }
 
-/* The archive itself is checked by the cluster; here only what would make its answer hard to understand. */
+/* The archive itself is checked by the cluster; here only what would make its answer hard to
+ * understand. */
 static enum err open_zip(const char *path, struct code *code, struct error *e)
 {
     struct stat st;
@@ -128,8 +129,11 @@ enum err code_stage(struct client *c, const char *name, struct code *code, char 
     struct upload upload = {.code = code};
     cleanup(free_pointer) char *path = mem_printf("/v1/functions/%s/code?stage=1", name);
     cleanup(answer_done) struct answer answer = {0};
-    struct client_call call = {.method = "PUT", .path = path, .deadline_ms = UPLOAD_DEADLINE_MS,
-                               .read = read_upload, .user = &upload};
+    struct client_call call = {.method = "PUT",
+                               .path = path,
+                               .deadline_ms = UPLOAD_DEADLINE_MS,
+                               .read = read_upload,
+                               .user = &upload};
     struct error packing = {0};
     progress_show("uploading");
     enum err err = client_call(c, &call, &answer, e);
@@ -170,7 +174,8 @@ void print_last_output(FILE *file, const char *output)
             break;
         fprintf(file, "  %s|%s ", style_begin(file, STYLE_DIM), style_end(file));
         for (size_t i = 0; i < line.bytes; i++) /* a program's output must not drive the terminal */
-            fputc((unsigned char)line.data[i] < ' ' && line.data[i] != '\t' ? ' ' : line.data[i], file);
+            fputc((unsigned char)line.data[i] < ' ' && line.data[i] != '\t' ? ' ' : line.data[i],
+                  file);
         fputc('\n', file);
     }
 }
@@ -178,7 +183,8 @@ void print_last_output(FILE *file, const char *output)
 static enum err tell_failed_start(const char *name, const json_t *error, struct error *e)
 {
     const char *message = json_text(error, "message");
-    json_t *exit_code = json_object_get(error, "exit_code"), *signo = json_object_get(error, "signal");
+    json_t *exit_code = json_object_get(error, "exit_code"),
+           *signo = json_object_get(error, "signal");
     struct error told = {.code = ERR_FAILED};
     (void)snprintf(told.text, sizeof(told.text), "version %" PRIu64 " of '%s' did not start: %s",
                    json_number(error, "version"), name, message);
@@ -201,9 +207,12 @@ enum err rollout(struct client *c, const char *method, const char *name, const j
         wait_ms > 0 ? mem_printf("/v1/functions/%s?wait=%" PRIu64 "ms", name, wait_ms)
                     : mem_printf("/v1/functions/%s", name);
     cleanup(answer_done) struct answer answer = {0};
-    struct client_call call = {.method = method, .path = path, .json = spec,
+    struct client_call call = {.method = method,
+                               .path = path,
+                               .json = spec,
                                .deadline_ms = wait_ms + CLIENT_DEADLINE_MS,
-                               .waiting = wait_ms > 0 ? show_waiting : NULL, .user = (void *)name};
+                               .waiting = wait_ms > 0 ? show_waiting : NULL,
+                               .user = (void *)name};
     enum err err = client_call(c, &call, &answer, e);
     progress_clear();
     if (err != ERR_OK)

@@ -1,5 +1,5 @@
-/* rollout.h - what `deploy` and `apply` share: code goes up first (staged), then one change of the function names it, so
- * that a function never has half of both. */
+/* rollout.h - what `deploy` and `apply` share: code goes up first (staged), then one change of the
+ * function names it, so that a function never has half of both. */
 #pragma once
 #include "cli/bundle.h"
 #include "cli/client.h"
@@ -13,7 +13,7 @@ struct code {
     struct bundle *bundle;
     int zip_fd; /* -1: none */
     uint64_t zip_bytes;
-    char *guessed, *procfile;     /* a command, or NULL */
+    char *guessed, *procfile; /* a command, or NULL */
     const char *guessed_from;
 };
 must_check enum err code_open(const struct code_source *source, struct code *ret_code,
@@ -24,8 +24,9 @@ bool code_is_there(const struct code *code);
 must_check enum err code_stage(struct client *c, const char *name, struct code *code,
                                char **ret_digest, struct error *e);
 
-/* Sends the change and waits until the version is ready, at most wait_ms (0: does not wait). A start that failed
- * is told on stderr with the program's last output; then `e` has no text and the result is ERR_FAILED. */
+/* Sends the change and waits until the version is ready, at most wait_ms (0: does not wait). A
+ * start that failed is told on stderr with the program's last output; then `e` has no text and the
+ * result is ERR_FAILED. */
 must_check enum err rollout(struct client *c, const char *method, const char *name,
                             const json_t *spec, uint64_t wait_ms, json_t **ret_function,
                             struct error *e);

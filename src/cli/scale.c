@@ -12,8 +12,8 @@ struct scale_values {
 static const struct option options[] = {
     SPEC_OPTION_ROW(scale_values, "min", 0, "N", "sandboxes kept running", min),
     SPEC_OPTION_ROW(scale_values, "max", 0, "N", "most sandboxes", max),
-    SPEC_OPTION_ROW(scale_values, "concurrency", 0, "N", "requests a sandbox takes at once, 0: no limit",
-                    concurrency),
+    SPEC_OPTION_ROW(scale_values, "concurrency", 0, "N",
+                    "requests a sandbox takes at once, 0: no limit", concurrency),
 };
 
 static enum err run_scale(const struct command_input *in, struct error *e)
@@ -36,16 +36,24 @@ static enum err run_scale(const struct command_input *in, struct error *e)
         output_json(stdout, format, function);
     else if (err == ERR_OK)
         printf("%s %s: min %" PRIu64 ", max %" PRIu64 ", concurrency %" PRIu64 "\n",
-               json_text(function, "name"), json_text(function, "change"), json_number(function, "min"),
-               json_number(function, "max"), json_number(function, "concurrency"));
+               json_text(function, "name"), json_text(function, "change"),
+               json_number(function, "min"), json_number(function, "max"),
+               json_number(function, "concurrency"));
     json_decref(patch);
     json_decref(function);
     return err;
 }
 
-const struct command command_scale = {
-    .name = "scale", .arguments = "NAME", .group = GROUP_DEPLOY,
-    .summary = "change how many sandboxes a function may have",
-    .details = "  dirigent scale hello --min 2 --max 20", .arguments_min = 1, .arguments_max = 1,
-    .options = options, .option_count = ARRAY_COUNT(options),
-    .values_bytes = sizeof(struct scale_values), .is_client = true, .has_output = true, .run = run_scale};
+const struct command command_scale = {.name = "scale",
+                                      .arguments = "NAME",
+                                      .group = GROUP_DEPLOY,
+                                      .summary = "change how many sandboxes a function may have",
+                                      .details = "  dirigent scale hello --min 2 --max 20",
+                                      .arguments_min = 1,
+                                      .arguments_max = 1,
+                                      .options = options,
+                                      .option_count = ARRAY_COUNT(options),
+                                      .values_bytes = sizeof(struct scale_values),
+                                      .is_client = true,
+                                      .has_output = true,
+                                      .run = run_scale};

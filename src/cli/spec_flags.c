@@ -14,7 +14,7 @@ static const struct {
     enum value_kind kind;
     size_t offset;
 } rows[] = {
-#define SPEC_FLAG(member, flag, letter, kind, field, argument, help)                               \
+#define SPEC_FLAG(member, flag, letter, kind, field, argument, help) \
     {flag, field, KIND_##kind, offsetof(struct spec_flags, member)},
 #include "cli/spec_flags.def"
 #undef SPEC_FLAG
@@ -24,8 +24,8 @@ const char *spec_flag_of_field(const char *field)
 {
     static const struct {
         const char *field, *flag;
-    } others[] = {{"env", "env"}, {"labels", "label"}, {"command", "command"}, {"min", "min"},
-                  {"max", "max"}, {"concurrency", "concurrency"}};
+    } others[] = {{"env", "env"}, {"labels", "label"}, {"command", "command"},
+                  {"min", "min"}, {"max", "max"},      {"concurrency", "concurrency"}};
     for (size_t i = 0; i < ARRAY_COUNT(rows); i++)
         if (strcmp(rows[i].field, field) == 0)
             return rows[i].flag;
@@ -68,7 +68,8 @@ static void set_field(json_t *spec, const char *field, json_t *value)
 }
 
 /* Reads a spec of this one field: whatever is wrong with it is wrong with the flag. */
-static enum err check_alone(const char *flag, const char *field, const json_t *value, struct error *e)
+static enum err check_alone(const char *flag, const char *field, const json_t *value,
+                            struct error *e)
 {
     struct function_spec spec;
     struct error inner = {0};
@@ -95,7 +96,8 @@ static enum err add_pair(json_t *pairs, const char *flag, const char *text, bool
     const char *equals = strchr(text, '=');
     size_t bytes = strlen(text);
     if (equals == text || bytes == 0)
-        return error_set(e, ERR_USAGE, "--%s '%s': a name is missing; write NAME=VALUE", flag, text);
+        return error_set(e, ERR_USAGE, "--%s '%s': a name is missing; write NAME=VALUE", flag,
+                         text);
     if (equals != NULL) {
         cleanup(free_pointer) char *name = mem_strndup(text, (size_t)(equals - text));
         json_t *value = json_string(equals + 1);
@@ -110,8 +112,8 @@ static enum err add_pair(json_t *pairs, const char *flag, const char *text, bool
     }
     const char *value = from_environment ? getenv(text) : NULL;
     if (value == NULL)
-        return error_set(e, ERR_USAGE,
-                         "--%s %s: write NAME=VALUE, or NAME- to take it away%s", flag, text,
+        return error_set(e, ERR_USAGE, "--%s %s: write NAME=VALUE, or NAME- to take it away%s",
+                         flag, text,
                          from_environment ? "; there is no such variable here to copy" : "");
     json_object_set_new(pairs, text, json_string(value));
     return ERR_OK;
@@ -169,12 +171,14 @@ static enum err read_env_files(const struct option_list *paths, json_t *env, str
 }
 
 /* null members are for a patch only: a check must not see them. */
-static enum err check_pairs(const char *flag, const char *field, const json_t *pairs, struct error *e)
+static enum err check_pairs(const char *flag, const char *field, const json_t *pairs,
+                            struct error *e)
 {
     json_t *present = json_object();
     const char *name;
     json_t *value;
-    json_object_foreach((json_t *)pairs, name, value) {
+    json_object_foreach((json_t *)pairs, name, value)
+    {
         if (!json_is_null(value))
             json_object_set(present, name, value);
     }

@@ -21,8 +21,8 @@ bool style_is_on(FILE *file)
 const char *style_begin(FILE *file, enum style style)
 {
     static const char *const sequences[] = {
-        [STYLE_PLAIN] = "",        [STYLE_BOLD] = "\x1b[1m",    [STYLE_DIM] = "\x1b[2m",
-        [STYLE_RED] = "\x1b[31m",  [STYLE_GREEN] = "\x1b[32m",  [STYLE_YELLOW] = "\x1b[33m",
+        [STYLE_PLAIN] = "",        [STYLE_BOLD] = "\x1b[1m",   [STYLE_DIM] = "\x1b[2m",
+        [STYLE_RED] = "\x1b[31m",  [STYLE_GREEN] = "\x1b[32m", [STYLE_YELLOW] = "\x1b[33m",
         [STYLE_CYAN] = "\x1b[36m",
     };
     return style_is_on(file) ? sequences[style] : "";

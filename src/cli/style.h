@@ -1,5 +1,5 @@
-/* style.h - how things look: colours only on a terminal (and not with NO_COLOR), amounts and times as
- * people say them, aligned tables. stdout is for results, stderr for everything about them. */
+/* style.h - how things look: colours only on a terminal (and not with NO_COLOR), amounts and times
+ * as people say them, aligned tables. stdout is for results, stderr for everything about them. */
 #pragma once
 #include "base/base.h"
 #include "base/str.h"
@@ -24,13 +24,15 @@ void progress_clear(void);
 
 /* ---- amounts: into at least HUMAN_BYTES_MAX bytes; return ret_text ---- */
 #define HUMAN_BYTES_MAX 32
-const char *human_bytes(uint64_t bytes, char *ret_text);         /* "1.5 GiB" */
-const char *human_duration_us(uint64_t us, char *ret_text);      /* "412 µs", "1.3 ms", "2.1 s", "3m 5s" */
-const char *human_age_ms(uint64_t ms, char *ret_text);           /* "12s", "5m", "3h", "2d" */
-const char *human_cpu(uint64_t milli, char *ret_text);           /* "0.5", "2" cores */
+const char *human_bytes(uint64_t bytes, char *ret_text); /* "1.5 GiB" */
+const char *human_duration_us(uint64_t us,
+                              char *ret_text);         /* "412 µs", "1.3 ms", "2.1 s", "3m 5s" */
+const char *human_age_ms(uint64_t ms, char *ret_text); /* "12s", "5m", "3h", "2d" */
+const char *human_cpu(uint64_t milli, char *ret_text); /* "0.5", "2" cores */
 /* RFC 3339 in UTC as the API writes it, to milliseconds since 1970. False: it is none. */
 bool time_parse(const char *text, uint64_t *ret_ms);
-const char *human_age_of(const char *rfc3339, uint64_t now_ms, char *ret_text); /* "" when it is no time */
+const char *human_age_of(const char *rfc3339, uint64_t now_ms,
+                         char *ret_text); /* "" when it is no time */
 
 /* ---- tables ---- */
 struct table; /* owns copies of its cells */

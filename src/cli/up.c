@@ -1,10 +1,11 @@
 /* up.c - starts the three programs as children, keeps them running, stops them in order.
  *
- * Life: claim the directories, look whether the addresses are free, start the control plane, then worker and
- * data plane; ready when the API says so. A program that dies later is started again after a pause. The first
- * SIGINT or SIGTERM stops them in order (data plane: requests end; worker: sandboxes end; control plane), the
- * second kills. When `up` itself is killed the kernel sends SIGTERM to each (PR_SET_PDEATHSIG). Whatever they leave
- * as orphans (a launcher whose worker was killed) becomes our child and is ended too. */
+ * Life: claim the directories, look whether the addresses are free, start the control plane, then
+ * worker and data plane; ready when the API says so. A program that dies later is started again
+ * after a pause. The first SIGINT or SIGTERM stops them in order (data plane: requests end; worker:
+ * sandboxes end; control plane), the second kills. When `up` itself is killed the kernel sends
+ * SIGTERM to each (PR_SET_PDEATHSIG). Whatever they leave as orphans (a launcher whose worker was
+ * killed) becomes our child and is ended too. */
 #include "cli/up.h"
 #include "base/log.h"
 #include "base/program.h"
@@ -112,7 +113,8 @@ static const char *text_of_exit(int status, char *ret_text, size_t bytes)
     if (WIFEXITED(status))
         (void)snprintf(ret_text, bytes, "exit code %d", WEXITSTATUS(status));
     else
-        (void)snprintf(ret_text, bytes, "signal %d, %s", WTERMSIG(status), strsignal(WTERMSIG(status)));
+        (void)snprintf(ret_text, bytes, "signal %d, %s", WTERMSIG(status),
+                       strsignal(WTERMSIG(status)));
     return ret_text;
 }
 
@@ -184,7 +186,8 @@ static void on_part_timer(struct loop_timer *timer)
 
 /* ---- readiness ---- */
 
-/* True when the list of `path` has an item that is alive; else says in waits_for what is awaited. */
+/* True when the list of `path` has an item that is alive; else says in waits_for what is awaited.
+ */
 static bool has_alive(struct up *up, const char *path, const char *what)
 {
     json_t *list = NULL, *item;
@@ -195,7 +198,8 @@ static bool has_alive(struct up *up, const char *path, const char *what)
     struct error e = {0};
     if (client_call(&up->client, &call, &answer, &e) == ERR_OK && answer.status == 200)
         list = answer.json;
-    json_array_foreach(json_object_get(list, "items"), i, item) {
+    json_array_foreach(json_object_get(list, "items"), i, item)
+    {
         found |= strcmp(json_text(item, "state"), "alive") == 0;
     }
     answer_done(&answer);
@@ -230,7 +234,8 @@ static void start_apply(struct up *up)
     struct error e = {0};
     const char *file = up_settings_text(&up->settings, "apply");
     char words[][16] = {"dirigent", "apply", "-f", "--api"};
-    char *arguments[] = {words[0], words[1], words[2], (char *)file, words[3], up->client.api, NULL};
+    char *arguments[] = {words[0], words[1],       words[2], (char *)file,
+                         words[3], up->client.api, NULL};
     if (file[0] == '\0')
         return;
     up->applying = spawn(up, &up->apply, arguments, on_apply_exit, &e) == ERR_OK;
@@ -272,7 +277,8 @@ static void on_ready_check(struct loop_timer *timer)
     }
     if (now_ns - up->started_ns > up_settings_number(&up->settings, "start_deadline") * NS_PER_MS) {
         struct error e = {0};
-        error_set(&e, ERR_TIMEOUT, "not ready in time: waited for %s; --start-deadline gives more time",
+        error_set(&e, ERR_TIMEOUT,
+                  "not ready in time: waited for %s; --start-deadline gives more time",
                   up->waits_for);
         style_print_error(&e);
         begin_stop(up, 1);
@@ -381,9 +387,10 @@ static enum err check_root(struct error *e)
 {
     if (geteuid() == 0)
         return ERR_OK;
-    return error_set(e, ERR_PERMISSION,
-                     "`dirigent up` must be started as root: it makes namespaces, cgroups and network "
-                     "interfaces. Try: sudo dirigent up");
+    return error_set(
+        e, ERR_PERMISSION,
+        "`dirigent up` must be started as root: it makes namespaces, cgroups and network "
+        "interfaces. Try: sudo dirigent up");
 }
 
 /* The programs are told absolute paths: they show in their command lines. */
@@ -423,11 +430,11 @@ static enum err claim_directories(struct up *up, struct error *e)
     if (err == ERR_OK)
         err = make_absolute(up, "run_dir", e);
     if (err == ERR_OK)
-        err = program_dir_open(up_settings_text(&up->settings, "data_dir"), "up", 0, 0, &up->data_path,
-                               &up->data_lock, e);
+        err = program_dir_open(up_settings_text(&up->settings, "data_dir"), "up", 0, 0,
+                               &up->data_path, &up->data_lock, e);
     if (err == ERR_OK)
-        err = program_dir_open(up_settings_text(&up->settings, "run_dir"), "up", 0, 0, &up->run_path,
-                               &up->run_lock, e);
+        err = program_dir_open(up_settings_text(&up->settings, "run_dir"), "up", 0, 0,
+                               &up->run_path, &up->run_lock, e);
     if (err == ERR_BUSY)
         return error_prefix(e, "`dirigent up` runs already");
     return err == ERR_OK ? wait_for_predecessors(up, e) : err;
@@ -462,8 +469,8 @@ static enum err check_addresses(struct up *up, struct error *e)
         for (size_t j = 0; j < i; j++)
             if (strcmp(up_settings_text(&up->settings, keys[i]),
                        up_settings_text(&up->settings, keys[j])) == 0)
-                return error_set(e, ERR_USAGE, "--%s and --%s have the same address %s", keys[j], keys[i],
-                                 up_settings_text(&up->settings, keys[i]));
+                return error_set(e, ERR_USAGE, "--%s and --%s have the same address %s", keys[j],
+                                 keys[i], up_settings_text(&up->settings, keys[i]));
     }
     return ERR_OK;
 }
@@ -535,7 +542,8 @@ static void clean_up(struct up *up)
 {
     orphans_end(ORPHAN_STOP_MS);
     for (size_t i = 0; i < UP_PART_COUNT; i++)
-        run_directory_remove(up_settings_text(&up->settings, "run_dir"), up_part_name((enum up_part)i));
+        run_directory_remove(up_settings_text(&up->settings, "run_dir"),
+                             up_part_name((enum up_part)i));
     fd_close(&up->run_lock);
     run_directory_remove(up_settings_text(&up->settings, "run_dir"), "up");
     (void)rmdir(up_settings_text(&up->settings, "run_dir")); /* not when others use it too */

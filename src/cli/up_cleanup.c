@@ -34,7 +34,8 @@ enum err lock_wait_free(const char *directory, uint64_t wait_ms, struct error *e
         ssize_t n = pread(fd, holder, sizeof(holder) - 1, 0);
         holder[MAX(n, 0)] = '\0';
         if (clock_mono_ns() > end_ns)
-            return error_set(e, ERR_BUSY, "directory '%s' is in use by process %s", directory, holder);
+            return error_set(e, ERR_BUSY, "directory '%s' is in use by process %s", directory,
+                             holder);
         if (!told)
             log_info("up.waiting", LOG_STR("for", "a program of an earlier start to end"),
                      LOG_STR("pid", holder), LOG_STR("directory", directory));
@@ -120,7 +121,8 @@ void orphans_end(uint64_t grace_ms)
 
 /* ---- run directories ---- */
 
-/* RESOLVE_NO_XDEV: something that is mounted below (a root of sandboxes, for one) must never be emptied. */
+/* RESOLVE_NO_XDEV: something that is mounted below (a root of sandboxes, for one) must never be
+ * emptied. */
 static int open_below(int dir_fd, const char *name)
 {
     struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,

@@ -1,5 +1,5 @@
-/* up_fake.c - for tests of `up`: the same `up`, but its three programs are actors that do what the environment tells
- * them: FAKE_CONTROL_PLANE, FAKE_WORKER, FAKE_DATA_PLANE hold words such as
+/* up_fake.c - for tests of `up`: the same `up`, but its three programs are actors that do what the
+ * environment tells them: FAKE_CONTROL_PLANE, FAKE_WORKER, FAKE_DATA_PLANE hold words such as
  *
  *   exit=3      ends at once with that code          ignore-term  does not end at SIGTERM
  *   orphan      leaves a child behind when it ends   silent       never says that it is alive
@@ -92,7 +92,8 @@ static int act(int argc, char **argv)
         leave_orphan();
     a.signals.on_signal = on_signal;
     loop_timer_init(&a.timer, on_timer);
-    if (loop_new(&a.loop, &e) != ERR_OK || loop_signals_start(a.loop, &a.signals, signos, 2, &e) != ERR_OK)
+    if (loop_new(&a.loop, &e) != ERR_OK ||
+        loop_signals_start(a.loop, &a.signals, signos, 2, &e) != ERR_OK)
         return 1;
     for (int i = 1; i + 1 < argc; i++)
         if (strcmp(argv[i], "--api") == 0 && strcmp(argv[0], "control-plane") == 0 &&

@@ -34,8 +34,8 @@ static const struct {
     [UP_DATA_PLANE] = {"data-plane", data_plane_rows, ARRAY_COUNT(data_plane_rows)},
 };
 
-/* What `up` knows under another name, or decides alone. The addresses at which the others find the control plane is
- * what it listens on itself. */
+/* What `up` knows under another name, or decides alone. The addresses at which the others find the
+ * control plane is what it listens on itself. */
 static const struct {
     const char *key, *taken_from;
 } renamed[] = {{"control_plane", "cluster"}, {"control_planes", "cluster"}};
@@ -85,7 +85,8 @@ enum err up_settings_load(int argc, char **argv, struct up_settings *ret_setting
     s.values = mem_new_array(s.count, sizeof(*s.values));
     enum err err = settings_load(
         "up",
-        "Starts everything on this machine: a control plane, a worker and a data plane, as processes of their\n"
+        "Starts everything on this machine: a control plane, a worker and a data plane, as "
+        "processes of their\n"
         "own, and keeps them running. Ctrl-C stops everything and leaves nothing behind.",
         s.table, s.count, argc, argv, s.values, e);
     *ret_settings = s;
@@ -137,7 +138,8 @@ struct unit {
     uint64_t factor;
 };
 static const struct unit time_units[] = {{"h", 3600000}, {"m", 60000}, {"s", 1000}, {"ms", 1}};
-static const struct unit byte_units[] = {{"Ti", GIB * 1024}, {"Gi", GIB}, {"Mi", MIB}, {"Ki", KIB}, {"", 1}};
+static const struct unit byte_units[] = {
+    {"Ti", GIB * 1024}, {"Gi", GIB}, {"Mi", MIB}, {"Ki", KIB}, {"", 1}};
 
 /* In the largest unit that leaves a whole number: as defaults are written, mostly. */
 static char *scaled_text(uint64_t value, const struct unit *units, size_t count)
@@ -198,7 +200,7 @@ char **up_part_arguments(const struct up_settings *s, enum up_part part)
         cleanup(free_pointer) char *flag = flag_of(theirs->key);
         bool said = other != NULL || is_own(theirs->key);
         if (!said && strcmp(text, theirs->default_text) == 0)
-            continue; /* the program takes it without being told */
+            continue;                     /* the program takes it without being told */
         if (ours->type == SETTING_BOOL) { /* a flag's value needs the `=` */
             arguments[n++] = mem_printf("%s=%s", flag, text);
             continue;

@@ -1,5 +1,5 @@
-/* up_settings.h - the settings of `up`: its own, and those of the three programs that it starts, of which each is
- * passed on to the programs that know it. */
+/* up_settings.h - the settings of `up`: its own, and those of the three programs that it starts, of
+ * which each is passed on to the programs that know it. */
 #pragma once
 #include "base/settings.h"
 
@@ -19,7 +19,8 @@ void up_settings_set_text(struct up_settings *s, const char *key, const char *te
 
 /* The name of a part's subcommand and directory: "control-plane". */
 const char *up_part_name(enum up_part part);
-/* argv of a part, NULL-terminated: {"dirigent", "worker", "--data-dir", …}. The caller frees each and the array. */
+/* argv of a part, NULL-terminated: {"dirigent", "worker", "--data-dir", …}. The caller frees each
+ * and the array. */
 char **up_part_arguments(const struct up_settings *s, enum up_part part);
 void arguments_free(char **arguments);
 /* Takes out of the environment what has been read from it: the programs are told by flags. */
