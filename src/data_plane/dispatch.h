@@ -13,7 +13,7 @@
  *   overtakes them.
  * - No wake-up is lost: whenever a call has returned, nobody waits while a slot is free.
  * - An endpoint that drains or is removed gets no request any more; `on_idle` is told exactly once, when a draining one has
- *   no request left (within dispatch_endpoint_drain() when it has none already).
+ *   no request left (within dispatch_endpoint_drain() when it has none already), unless it is removed before.
  *
  * Life of a request's waiter: idle -> (acquire) -> has a lease, or queued -> granted -> (take_grant) has a lease,
  * or queued -> failed, or queued -> (cancel) idle. */
@@ -83,7 +83,8 @@ void dispatch_configure(struct dispatch *d, uint32_t concurrency, uint32_t queue
 /* ---- requests: the thread that owns them ---- */
 
 /* ERR_OK: *ret_endpoint has a slot less, give it back with dispatch_release(). ERR_MORE: it waits now; on_grant or on_failed
- * comes, unless dispatch_cancel() is first. ERR_BUSY: queue_max wait already. ERR_NOT_FOUND: after dispatch_close(). */
+ * comes, unless dispatch_cancel() is first. ERR_BUSY: queue_max wait already. ERR_TIMEOUT: none is free and its deadline has
+ * passed. ERR_NOT_FOUND: after dispatch_close(). */
 must_check enum err dispatch_acquire(struct dispatch *d, uint32_t thread, struct dispatch_waiter *w, uint64_t now_ns,
                                      struct dispatch_endpoint **ret_endpoint);
 /* After on_grant, on the request's own thread: the endpoint whose slot it has. It may have been removed meanwhile, see
@@ -110,7 +111,7 @@ bool dispatch_endpoint_eject(struct dispatch *d, uint64_t sandbox_id);
 bool dispatch_endpoint_admit(struct dispatch *d, uint64_t sandbox_id, uint32_t thread, uint64_t now_ns);
 /* The endpoint, or NULL. Under the mutex: not for the path of a request. */
 struct dispatch_endpoint *dispatch_endpoint_find(struct dispatch *d, uint64_t sandbox_id);
-/* All that are known, drained ones too, into ret_endpoints[bytes_max]; returns how many there are. */
+/* All that are known, drained ones too, into ret_endpoints[count_max]; returns how many there are. */
 size_t dispatch_endpoints(struct dispatch *d, struct dispatch_endpoint **ret_endpoints, size_t count_max);
 static inline uint32_t dispatch_endpoint_in_flight(const struct dispatch_endpoint *endpoint)
 {
