@@ -651,7 +651,8 @@ TEST(up_tells_each_program_what_it_knows)
 {
     const char *argv[] = {"up",          "--api", "127.0.0.1:1",       "--cluster=127.0.0.1:2",
                           "--data-dir",  "/d",    "--peer-dead-after", "1500ms",
-                          "--log-level", "warn"};
+                          "--log-level", "warn",  "--worker-name",     "w",
+                          "--blanks",    "3"};
     struct up_settings s;
     struct error e = {0};
     REQUIRE(up_settings_load((int)ARRAY_COUNT(argv), (char **)argv, &s, &e) == ERR_OK);
@@ -659,7 +660,7 @@ TEST(up_tells_each_program_what_it_knows)
     CHECK_STR(control[0], "dirigent");
     CHECK_STR(control[1], "control-plane");
     CHECK_STR(argument_after(control, "--api"), "127.0.0.1:1");
-    CHECK_STR(argument_after(control, "--cluster"), "127.0.0.1:2");
+    CHECK_STR(argument_after(control, "--cluster"), "0.0.0.0:2");
     CHECK_STR(argument_after(control, "--data-dir"), "/d");
     CHECK_STR(argument_after(control, "--run-dir"), "/run/dirigent");
     CHECK_STR(argument_after(control, "--peer-dead-after"), "1500ms");
@@ -667,6 +668,14 @@ TEST(up_tells_each_program_what_it_knows)
     CHECK(argument_after(control, "--listen") == NULL);
     CHECK(argument_after(control, "--reconnect-grace") == NULL); /* its default */
     arguments_free(control);
+    char **worker = up_part_arguments(&s, UP_WORKER);
+    CHECK_STR(worker[1], "worker");
+    CHECK_STR(argument_after(worker, "--control-plane"), "127.0.0.1:2");
+    CHECK_STR(argument_after(worker, "--name"), "w");
+    CHECK_STR(argument_after(worker, "--blanks"), "3");
+    CHECK_STR(argument_after(worker, "--log-level"), "warn");
+    CHECK(argument_after(worker, "--api") == NULL && argument_after(worker, "--slots") == NULL);
+    arguments_free(worker);
     up_settings_done(&s);
 }
 

@@ -398,8 +398,9 @@ static enum err make_absolute(struct up *up, const char *key, struct error *e)
 {
     char path[PATH_MAX];
     const char *text = up_settings_text(&up->settings, key);
+    cleanup(free_pointer) char *flag = up_settings_flag(key);
     if (text[0] == '\0')
-        return error_field(e, ERR_USAGE, key, "--%.*s is empty", (int)strcspn(key, "_"), key);
+        return error_set(e, ERR_USAGE, "%s is empty", flag);
     enum err err = dir_make_all(text, 0755, e);
     if (err != ERR_OK)
         return err;
@@ -447,13 +448,14 @@ static enum err check_address(struct up *up, const char *key, struct error *e)
     struct sockaddr_storage bound;
     socklen_t bytes = sizeof(bound);
     char text[64];
+    cleanup(free_pointer) char *flag = up_settings_flag(key);
     enum err err = socket_listen(up_settings_text(&up->settings, key), false, &fd, e);
     if (err != ERR_OK) {
-        error_prefix(e, "--%s", key);
+        error_prefix(e, "%s", flag);
         return err == ERR_INVALID ? ERR_USAGE : err;
     }
     if (getsockname(fd, (struct sockaddr *)&bound, &bytes) < 0)
-        return error_errno(e, "--%s: read the address", key);
+        return error_errno(e, "%s: read the address", flag);
     address_format((struct sockaddr *)&bound, text, sizeof(text));
     up_settings_set_text(&up->settings, key, text);
     return ERR_OK;
@@ -461,16 +463,19 @@ static enum err check_address(struct up *up, const char *key, struct error *e)
 
 static enum err check_addresses(struct up *up, struct error *e)
 {
-    static const char *const keys[] = {"listen", "api", "cluster"};
-    for (size_t i = 0; i < ARRAY_COUNT(keys); i++) {
-        enum err err = check_address(up, keys[i], e);
+    const struct up_settings *s = &up->settings;
+    for (size_t i = 0; i < s->count; i++) {
+        const char *key = s->table[i].key;
+        if (s->table[i].type != SETTING_ADDRESS || up_settings_text(s, key)[0] == '\0')
+            continue;
+        enum err err = check_address(up, key, e);
         if (err != ERR_OK)
             return err;
         for (size_t j = 0; j < i; j++)
-            if (strcmp(up_settings_text(&up->settings, keys[i]),
-                       up_settings_text(&up->settings, keys[j])) == 0)
-                return error_set(e, ERR_USAGE, "--%s and --%s have the same address %s", keys[j],
-                                 keys[i], up_settings_text(&up->settings, keys[i]));
+            if (s->table[j].type == SETTING_ADDRESS &&
+                strcmp(up_settings_text(s, key), up_settings_text(s, s->table[j].key)) == 0)
+                return error_set(e, ERR_USAGE, "two settings have the same address %s: %s and %s",
+                                 up_settings_text(s, key), s->table[j].key, key);
     }
     return ERR_OK;
 }

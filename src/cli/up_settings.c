@@ -34,18 +34,24 @@ static const struct {
     [UP_DATA_PLANE] = {"data-plane", data_plane_rows, ARRAY_COUNT(data_plane_rows)},
 };
 
-/* What `up` knows under another name, or decides alone. The addresses at which the others find the
- * control plane is what it listens on itself. */
+/* What `up` knows under another name: the others find the control plane where it listens, and what
+ * has the same name in several programs but cannot have the same value bears the program's. */
 static const struct {
-    const char *key, *taken_from;
-} renamed[] = {{"control_plane", "cluster"}, {"control_planes", "cluster"}};
+    enum up_part part;
+    const char *key, *ours;
+} renamed[] = {
+    {UP_WORKER, "control_plane", "cluster"},  {UP_DATA_PLANE, "control_plane", "cluster"},
+    {UP_WORKER, "name", "worker_name"},       {UP_DATA_PLANE, "name", "data_plane_name"},
+    {UP_WORKER, "address", "worker_address"}, {UP_DATA_PLANE, "address", "data_plane_address"},
+    {UP_WORKER, "metrics", "worker_metrics"}, {UP_DATA_PLANE, "metrics", "data_plane_metrics"},
+};
 
-static const char *renamed_from(const char *key)
+static const char *our_key(enum up_part part, const char *key)
 {
     for (size_t i = 0; i < ARRAY_COUNT(renamed); i++)
-        if (strcmp(renamed[i].key, key) == 0)
-            return renamed[i].taken_from;
-    return NULL;
+        if (renamed[i].part == part && strcmp(renamed[i].key, key) == 0)
+            return renamed[i].ours;
+    return key;
 }
 
 const char *up_part_name(enum up_part part)
@@ -63,25 +69,26 @@ static const struct setting *find(const struct up_settings *s, const char *key)
     return NULL;
 }
 
-static void add_rows(struct up_settings *s, const struct setting *rows, size_t count)
+static void add_row(struct up_settings *s, const struct setting *row, const char *key)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (renamed_from(rows[i].key) != NULL || find(s, rows[i].key) != NULL)
-            continue;
-        s->table = mem_resize(s->table, s->count + 1, sizeof(*s->table));
-        s->table[s->count] = rows[i];
-        s->table[s->count].offset = s->count * sizeof(*s->values);
-        s->count++;
-    }
+    if (find(s, key) != NULL)
+        return;
+    s->table = mem_resize(s->table, s->count + 1, sizeof(*s->table));
+    s->table[s->count] = *row;
+    s->table[s->count].key = key;
+    s->table[s->count].offset = s->count * sizeof(*s->values);
+    s->count++;
 }
 
 enum err up_settings_load(int argc, char **argv, struct up_settings *ret_settings, struct error *e)
 {
     static_assert(sizeof(char *) <= sizeof(uint64_t), "a text's pointer fits a place");
     struct up_settings s = {0};
-    add_rows(&s, own_rows, ARRAY_COUNT(own_rows));
-    for (size_t i = 0; i < UP_PART_COUNT; i++)
-        add_rows(&s, parts[i].rows, parts[i].count);
+    for (size_t i = 0; i < ARRAY_COUNT(own_rows); i++)
+        add_row(&s, &own_rows[i], own_rows[i].key);
+    for (size_t part = 0; part < UP_PART_COUNT; part++)
+        for (size_t i = 0; i < parts[part].count; i++)
+            add_row(&s, &parts[part].rows[i], our_key((enum up_part)part, parts[part].rows[i].key));
     s.values = mem_new_array(s.count, sizeof(*s.values));
     enum err err = settings_load(
         "up",
@@ -177,13 +184,25 @@ static bool is_own(const char *key)
     return false;
 }
 
-static char *flag_of(const char *key)
+char *up_settings_flag(const char *key)
 {
     char *flag = mem_printf("--%s", key);
     for (char *c = flag; *c != '\0'; c++)
         if (*c == '_')
             *c = '-';
     return flag;
+}
+
+/* One listens on all addresses, but connects to one. */
+static void reach_locally(char **address)
+{
+    const char *port = strrchr(*address, ':');
+    if (port == NULL || (!str_has_prefix(str_of(*address), STR("0.0.0.0:")) &&
+                         !str_has_prefix(str_of(*address), STR("[::]:"))))
+        return;
+    char *local = mem_printf("127.0.0.1%s", port);
+    free(*address);
+    *address = local;
 }
 
 char **up_part_arguments(const struct up_settings *s, enum up_part part)
@@ -194,12 +213,12 @@ char **up_part_arguments(const struct up_settings *s, enum up_part part)
     arguments[n++] = mem_strdup(parts[part].name);
     for (size_t i = 0; i < parts[part].count; i++) {
         const struct setting *theirs = &parts[part].rows[i];
-        const char *other = renamed_from(theirs->key);
-        const struct setting *ours = find(s, other != NULL ? other : theirs->key);
+        const struct setting *ours = find(s, our_key(part, theirs->key));
         cleanup(free_pointer) char *text = value_text(s, ours);
-        cleanup(free_pointer) char *flag = flag_of(theirs->key);
-        bool said = other != NULL || is_own(theirs->key);
-        if (!said && strcmp(text, theirs->default_text) == 0)
+        if (strcmp(theirs->key, "control_plane") == 0)
+            reach_locally(&text);
+        cleanup(free_pointer) char *flag = up_settings_flag(theirs->key);
+        if (!is_own(ours->key) && strcmp(text, theirs->default_text) == 0)
             continue;                     /* the program takes it without being told */
         if (ours->type == SETTING_BOOL) { /* a flag's value needs the `=` */
             arguments[n++] = mem_printf("%s=%s", flag, text);

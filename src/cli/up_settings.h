@@ -22,6 +22,8 @@ const char *up_part_name(enum up_part part);
 /* argv of a part, NULL-terminated: {"dirigent", "worker", "--data-dir", …}. The caller frees each
  * and the array. */
 char **up_part_arguments(const struct up_settings *s, enum up_part part);
+/* "data_dir" -> "--data-dir"; the caller's to free. */
+char *up_settings_flag(const char *key) must_check;
 void arguments_free(char **arguments);
 /* Takes out of the environment what has been read from it: the programs are told by flags. */
 void up_settings_clear_environment(const struct up_settings *s);

@@ -108,6 +108,7 @@ class Cluster:
     def __init__(self, name, *flags, ports=None, directory=None):
         self.name, self.flags = name, list(map(str, flags))
         self.invoke_port, self.api_port, self.cluster_port = ports or free_ports(3)
+        self.metrics_ports = free_ports(2)
         self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="dirigent-test-"))
         self.directory.chmod(0o755)
         self.data_dir, self.run_dir = self.directory / "data", self.directory / "run"
@@ -116,6 +117,7 @@ class Cluster:
         self.url = f"http://127.0.0.1:{self.invoke_port}"
         self.process, self.mark = None, 0
         self.number = Cluster.started = Cluster.started + 1
+        self.instance = f"t{os.getpid() % 46656:x}"[:4] + "abcdefghijklmnopqrstuvwxyz"[self.number % 26]
         self.before = None
 
     # ---- life ----
@@ -124,6 +126,9 @@ class Cluster:
         defaults = {
             "--listen": f"127.0.0.1:{self.invoke_port}", "--api": f"127.0.0.1:{self.api_port}",
             "--cluster": f"127.0.0.1:{self.cluster_port}", "--data-dir": self.data_dir, "--run-dir": self.run_dir,
+            "--worker-metrics": f"127.0.0.1:{self.metrics_ports[0]}", "--instance": self.instance,
+            "--address-pool": f"10.{210 + self.number % 40}.0.0", "--host-port-base": 20000 + self.number % 8 * 512,
+            "--slots": 256, "--blanks": 8,
         }
         command = [str(BUILD / "dirigent"), "up"]
         for flag, value in defaults.items():
