@@ -649,7 +649,7 @@ static const char *argument_after(char **arguments, const char *flag)
 
 TEST(up_tells_each_program_what_it_knows)
 {
-    const char *argv[] = {"up",          "--api", "127.0.0.1:1",       "--cluster=127.0.0.1:2",
+    const char *argv[] = {"up",          "--api", "127.0.0.1:1",       "--cluster=0.0.0.0:2",
                           "--data-dir",  "/d",    "--peer-dead-after", "1500ms",
                           "--log-level", "warn",  "--worker-name",     "w",
                           "--blanks",    "3"};
