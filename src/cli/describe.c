@@ -78,9 +78,9 @@ static void print_spec(const json_t *spec)
     printf("%sscaling%s\n", style_begin(stdout, STYLE_BOLD), style_end(stdout));
     json_object_foreach(json_object_get(spec, "scaling"), key, value)
     {
-        char indented[64];
-        (void)snprintf(indented, sizeof(indented), "  %s", key);
-        print_value(indented, value);
+        char padded[64];
+        (void)snprintf(padded, sizeof(padded), "  %-26s", key);
+        print_value(padded, value);
     }
 }
 
