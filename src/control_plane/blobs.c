@@ -273,11 +273,52 @@ static void name_digest(struct upload *u)
         at += snprintf(at, 3, "%02x", sum[i]);
 }
 
-/* In the child: durable under its name first, so that the parent need not wait for the disk; a name
- * counts only when the parent has put it into its table, and a file that fails is removed by it. */
+/* The sentence of a check that ended in another process; nothing written is success, if it also
+ * ended well. */
+static enum err read_report(int fd, int wait_status, struct error *e)
+{
+    ssize_t got = read(fd, e, sizeof(*e));
+    if (got == (ssize_t)sizeof(*e) && e->code > ERR_OK && e->code < ERR_COUNT)
+        return e->code;
+    *e = (struct error){0};
+    if (got == 0 && WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0)
+        return ERR_OK;
+    return error_set(e, ERR_INVALID,
+                     "the archive could not be read: its reader was ended by signal %d",
+                     WIFSIGNALED(wait_status) ? WTERMSIG(wait_status) : 0);
+}
+
+static _Noreturn void verify_and_exit(int archive_fd, int report_fd)
+{
+    struct error e = {0};
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    unpack_restrict(-1);
+    if (unpack_verify(archive_fd, &e) != ERR_OK)
+        (void)!write(report_fd, &e, sizeof(e));
+    _exit(0);
+}
+
+/* Bytes from outside are parsed by a process that can do nothing else. */
+static enum err verify_restricted(int archive_fd, struct error *e)
+{
+    int report[2], wait_status = 0;
+    if (pipe2(report, O_CLOEXEC) != 0)
+        return error_errno(e, "check the upload");
+    pid_t pid = fork();
+    if (pid == 0)
+        verify_and_exit(archive_fd, report[1]);
+    fd_close(&report[1]);
+    enum err err = pid < 0 ? error_errno(e, "check the upload") : ERR_OK;
+    if (err == ERR_OK && waitpid(pid, &wait_status, 0) == pid)
+        err = read_report(report[0], wait_status, e);
+    fd_close(&report[0]);
+    return err;
+}
+
+/* In the child, so that the loop need not wait for the disk. */
 static enum err check_and_keep(const struct upload *u, struct error *e)
 {
-    enum err err = unpack_verify(u->fd, e);
+    enum err err = verify_restricted(u->fd, e);
     if (err != ERR_OK)
         return err;
     if (fsync(u->fd) != 0)
@@ -321,28 +362,13 @@ static _Noreturn void child_run(const struct upload *u, int report_fd)
     _exit(0);
 }
 
-/* The child's verdict: nothing written is success, when it also ended well. */
-static enum err read_report(const struct upload *u, int wait_status, struct error *e)
-{
-    ssize_t got = read(u->report_fd, e, sizeof(*e));
-    if (got == (ssize_t)sizeof(*e) && e->code > ERR_OK && e->code < ERR_COUNT)
-        return e->code;
-    if (got == 0 && WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0) {
-        *e = (struct error){0};
-        return ERR_OK;
-    }
-    return error_set(e, ERR_INVALID,
-                     "the archive could not be read: its reader was ended by signal %d",
-                     WIFSIGNALED(wait_status) ? WTERMSIG(wait_status) : 0);
-}
-
 static void on_child_exit(struct loop_child *child, int wait_status)
 {
     struct upload *u = container_of(child, struct upload, child);
     struct blobs *b = u->owner;
     u->child.pid = 0;
     struct error e = {0};
-    enum err err = read_report(u, wait_status, &e);
+    enum err err = read_report(u->report_fd, wait_status, &e);
     if (err == ERR_OK) {
         u->name[0] = '\0'; /* renamed */
         if (!blobs_touch(b, u->digest)) {

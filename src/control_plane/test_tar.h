@@ -11,7 +11,7 @@ static inline struct buf make_tar(const char *name, const char *content)
     size_t bytes = strlen(content);
     snprintf(head, 100, "%s", name);
     memcpy(head + 100, "0000644\0000000000\0000000000\0", 24);
-    snprintf(head + 124, 12, "%011zo", bytes);
+    snprintf(head + 124, 12, "%011o", (unsigned)bytes);
     memcpy(head + 136, "00000000000", 12);
     memset(head + 148, ' ', 8);
     head[156] = '0';
