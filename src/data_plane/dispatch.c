@@ -28,7 +28,7 @@ struct endpoint_list {
     _Atomic(struct dispatch_endpoint *) items[];
 };
 
-/* What one thread did: written by it alone, read by dispatch_demand(). `sequence` is odd while it
+/* What one thread did: written by it alone, read by dispatch_average(). `sequence` is odd while it
  * changes. */
 struct thread_state {
     _Alignas(64) _Atomic uint32_t sequence;
@@ -51,8 +51,7 @@ struct dispatch {
     struct list queue; /* oldest arrival first */
     struct dispatch_endpoint *removed;
     struct endpoint_list *outgrown;
-    /* dispatch_demand()'s: */
-    uint64_t demand_integral_ns, demand_ns;
+    uint64_t demand_integral_ns, demand_ns; /* dispatch_average()'s */
     struct thread_state threads[];
 };
 
@@ -84,18 +83,16 @@ static void account(struct dispatch *d, uint32_t thread, int change, uint64_t no
     atomic_store_explicit(&t->sequence, sequence + 2, memory_order_release);
 }
 
-static uint64_t integral_until(const struct thread_state *t, uint64_t now_ns, uint64_t *total)
+static uint64_t integral_until(const struct thread_state *t, uint64_t now_ns)
 {
     for (;;) {
         uint32_t sequence = atomic_load_explicit(&t->sequence, memory_order_acquire);
         uint64_t integral_ns = atomic_load_explicit(&t->integral_ns, memory_order_acquire);
         uint64_t changed_ns = atomic_load_explicit(&t->changed_ns, memory_order_acquire);
         uint32_t in_flight = atomic_load_explicit(&t->in_flight, memory_order_acquire);
-        uint64_t requests = atomic_load_explicit(&t->requests_total, memory_order_acquire);
         if ((sequence & 1) != 0 ||
             atomic_load_explicit(&t->sequence, memory_order_relaxed) != sequence)
             continue;
-        *total += requests;
         return integral_ns + (now_ns > changed_ns ? in_flight * (now_ns - changed_ns) : 0);
     }
 }
@@ -610,7 +607,7 @@ bool dispatch_endpoint_is_gone(const struct dispatch_endpoint *endpoint)
 
 /* ---- numbers ---- */
 
-void dispatch_demand(struct dispatch *d, uint64_t now_ns, struct dispatch_demand *ret)
+void dispatch_demand(struct dispatch *d, struct dispatch_demand *ret)
 {
     *ret = (struct dispatch_demand){0};
     pthread_mutex_lock(&d->mutex);
@@ -626,15 +623,24 @@ void dispatch_demand(struct dispatch *d, uint64_t now_ns, struct dispatch_demand
         ret->in_flight += word_count(atomic_load(&e->word));
     ret->waiting = atomic_load(&d->waiting);
     pthread_mutex_unlock(&d->mutex);
-    uint64_t integral_ns = 0;
     for (uint32_t i = 0; i < d->options.threads; i++)
-        integral_ns += integral_until(&d->threads[i], now_ns, &ret->requests_total);
+        ret->requests_total +=
+            atomic_load_explicit(&d->threads[i].requests_total, memory_order_relaxed);
+}
+
+double dispatch_average(struct dispatch *d, uint64_t now_ns)
+{
+    uint64_t integral_ns = 0;
+    double average = 0;
+    for (uint32_t i = 0; i < d->options.threads; i++)
+        integral_ns += integral_until(&d->threads[i], now_ns);
     int64_t grown_ns =
         (int64_t)(integral_ns - d->demand_integral_ns); /* threads' clocks may be a turn apart */
     if (now_ns > d->demand_ns && grown_ns > 0)
-        ret->in_flight_average = (double)grown_ns / (double)(now_ns - d->demand_ns);
+        average = (double)grown_ns / (double)(now_ns - d->demand_ns);
     d->demand_integral_ns = integral_ns;
     d->demand_ns = now_ns;
+    return average;
 }
 
 uint32_t dispatch_waiting(const struct dispatch *d)
