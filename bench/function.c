@@ -67,6 +67,7 @@ static unsigned count_requests(const char *data, long bytes)
     return count;
 }
 
+__attribute__((used)) void run(long *stack); /* called from _start */
 __attribute__((used)) void run(long *stack)
 {
     long argc = stack[0];

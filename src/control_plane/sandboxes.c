@@ -102,6 +102,10 @@ void sandbox_due(struct control *c, struct core_sandbox *s)
 static void version_activate(struct control *c, struct core_function *f)
 {
     f->active = f->latest;
+    if (f->proving) { /* the sandbox that proved it stays for a window, as if it had been called */
+        f->desired = MAX(f->desired, 1u);
+        autoscaler_push(&f->autoscaler, &f->spec.scaling, 1, c->now_ms);
+    }
     f->proving = false;
     f->latest_state = VERSION_READY;
     function_spec_done(&f->active_spec);

@@ -143,7 +143,7 @@ struct launcher_client {
     const struct launcher_callbacks *callbacks;
     void *user;
     struct list waiting;
-    bool *freed; /* set while a callback runs */
+    bool in_callback, freed; /* freed inside a callback: on_ready() ends it */
 };
 
 static void waiting_free(struct waiting *w)
@@ -166,14 +166,20 @@ static void flush(struct launcher_client *c)
     loop_poll_change(&c->poll, EPOLLIN);
 }
 
+static void client_end(struct launcher_client *c)
+{
+    while (!list_is_empty(&c->waiting))
+        waiting_free(list_entry(c->waiting.next, struct waiting, node));
+    free(c);
+}
+
 static void on_ready(struct loop_poll *poll, uint32_t epoll_events)
 {
     struct launcher_client *c = container_of(poll, struct launcher_client, poll);
-    bool freed = false;
     if (epoll_events & EPOLLOUT)
         flush(c);
-    c->freed = &freed;
-    for (int i = 0; i < 64; i++) {
+    c->in_callback = true;
+    for (int i = 0; i < 64 && !c->freed; i++) {
         struct launcher_event event;
         size_t fd_count;
         ssize_t n = packet_recv(poll->fd, &event, sizeof(event), NULL, 0, &fd_count);
@@ -181,17 +187,15 @@ static void on_ready(struct loop_poll *poll, uint32_t epoll_events)
             break;
         if (n != (ssize_t)sizeof(event)) {
             loop_poll_stop(poll);
-            c->freed = NULL;
             c->callbacks->on_closed(c, c->user, n == 0 ? "the launcher has gone" : "the launcher is of another version");
-            return;
+            break;
         }
         event.text[sizeof(event.text) - 1] = '\0';
         c->callbacks->on_event(c, c->user, &event);
-        if (freed)
-            return;
     }
-    if (!freed)
-        c->freed = NULL; /* it pointed into this frame */
+    c->in_callback = false;
+    if (c->freed)
+        client_end(c);
 }
 
 enum err launcher_client_new(struct loop *loop, int fd, const struct launcher_callbacks *callbacks, void *user,
@@ -215,13 +219,11 @@ void launcher_client_free(struct launcher_client *c)
 {
     if (c == NULL)
         return;
-    if (c->freed != NULL)
-        *c->freed = true;
     loop_poll_stop(&c->poll);
     fd_close(&c->poll.fd);
-    while (!list_is_empty(&c->waiting))
-        waiting_free(list_entry(c->waiting.next, struct waiting, node));
-    free(c);
+    c->freed = true;
+    if (!c->in_callback)
+        client_end(c);
 }
 
 void launcher_client_send(struct launcher_client *c, const struct launcher_command *command, const char *strings, const int *fds,
