@@ -87,8 +87,33 @@ static void order_version_failed(struct control_plane *cp, const struct control_
         api_version_failed(cp->api, order->function_id, order->version);
 }
 
+static const char *order_name(enum order_kind kind)
+{
+    static const char *const names[] = {
+        [ORDER_START] = "start",
+        [ORDER_STOP] = "stop",
+        [ORDER_DROP_VERSION] = "drop_version",
+        [ORDER_ROUTE] = "route",
+        [ORDER_UNROUTE] = "unroute",
+        [ORDER_ENDPOINT] = "endpoint",
+        [ORDER_DRAIN] = "drain",
+        [ORDER_ENDPOINT_GONE] = "endpoint_gone",
+        [ORDER_SNAPSHOT_BEGIN] = "snapshot_begin",
+        [ORDER_SNAPSHOT_END] = "snapshot_end",
+        [ORDER_FAIL_WAITING] = "fail_waiting",
+        [ORDER_WANT_DEMAND] = "want_demand",
+        [ORDER_VERSION_ACTIVE] = "version_active",
+        [ORDER_VERSION_FAILED] = "version_failed",
+        [ORDER_FUNCTION_GONE] = "function_gone",
+    };
+    return names[kind];
+}
+
 static void carry_out(struct control_plane *cp, const struct control_order *order)
 {
+    log_debug("order", LOG_STR("kind", order_name(order->kind)),
+              LOG_I64("target", (int64_t)order->target_id), LOG_U64("function", order->function_id),
+              LOG_U64("version", order->version), LOG_U64("sandbox", order->sandbox_id));
     switch (order->kind) {
     case ORDER_VERSION_ACTIVE:
         order_version_active(cp, order);

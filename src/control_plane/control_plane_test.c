@@ -57,6 +57,16 @@ static bool wait_log(struct program *p, const char *text)
     }
 }
 
+/* One that a failed test left behind. */
+static pid_t running;
+
+static void kill_left_behind(void)
+{
+    if (running > 0 && kill(running, SIGKILL) == 0)
+        (void)waitpid(running, NULL, 0);
+    running = 0;
+}
+
 static void spawn(struct program *p)
 {
     int fds[2];
@@ -84,8 +94,10 @@ static void spawn(struct program *p)
                         "1s",
                         NULL};
         dup2(fds[1], STDERR_FILENO);
+        dup2(fds[1], STDOUT_FILENO);
         close(fds[0]);
         close(fds[1]);
+        running = 0;
         exit(control_plane_main((int)ARRAY_COUNT(argv) - 1, argv));
     }
     close(fds[1]);
@@ -99,6 +111,7 @@ static void start_program(struct program *p)
     if (!wait_log(p, "control_plane.up"))
         test_fail(__FILE__, __LINE__, "it did not start: %s", p->log.data);
     REQUIRE(wait_log(p, "epoch="));
+    running = p->pid;
     p->api = port_after(p->log.data, "api=");
     p->cluster = port_after(p->log.data, "cluster=");
     REQUIRE(p->api != 0 && p->cluster != 0);
@@ -110,6 +123,7 @@ static int ended(struct program *p)
     int status = 0;
     (void)wait_log(p, "no such text is ever logged");
     waitpid(p->pid, &status, 0);
+    running = p->pid == running ? 0 : running;
     close(p->log_fd);
     p->pid = 0;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
@@ -125,6 +139,10 @@ static void stop(struct program *p)
 
 static void begin(struct program *p)
 {
+    static bool registered;
+    if (!registered)
+        registered = atexit(kill_left_behind) == 0;
+    kill_left_behind();
     *p = (struct program){0};
     snprintf(p->dir, sizeof(p->dir), "/tmp/control-plane-test-XXXXXX");
     REQUIRE(mkdtemp(p->dir) != NULL);
@@ -853,6 +871,7 @@ TEST(a_deploy_that_fails_says_why_and_the_old_version_serves_on)
     say_exited(&worker, &start);
     a = http_receive(client);
     EXPECT_STATUS(a, 422);
+    CHECK_STR(text_at(a.json, "error.code"), "sandbox_exited");
     CHECK_EQ(number_at(a.json, "error.exit_code"), 3);
     CHECK_EQ(number_at(a.json, "error.version"), 2);
     CHECK_STR(text_at(a.json, "error.last_output"), "Traceback: no module\n?");

@@ -100,6 +100,7 @@ void scale_demand(struct control *c, struct core_function *f, unsigned data_plan
 void scale_due(struct control *c, struct core_function *f);
 uint32_t scale_serving_version(const struct core_function *f);
 const struct function_spec *scale_spec_of(const struct core_function *f, uint32_t version);
+const char *scale_failure_code(enum gone_reason reason); /* as answers name it: "sandbox_exited" */
 void scale_fail_waiting(struct control *c, struct core_function *f, uint64_t data_plane);
 /* sandboxes.c - the life of sandboxes as the core sees it */
 struct core_sandbox *sandbox_new(struct control *c, struct core_function *f, struct core_worker *w, uint64_t id, uint32_t version);

@@ -210,7 +210,7 @@ static void start_failed(struct control *c, struct core_function *f, const struc
         o->function_id = f->id;
         o->version = s->version;
         o->reason = r->reason;
-        o->code = "start_failed";
+        o->code = scale_failure_code(r->reason);
         o->message = f->failure;
         o->last_output = buf_str(&f->failure_output);
     } else if (s->version == f->latest && f->active != f->latest) {
@@ -260,6 +260,17 @@ void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbo
 
 /* ---- what workers report ---- */
 
+/* A new leader has not heard the demand yet for which it was started: it counts as called, for a window. */
+static void adopted_count_as_called(struct control *c, struct core_function *f)
+{
+    const struct scaling_policy *p = &f->spec.scaling;
+    uint32_t count = f->starting + f->ready;
+    double each = p->concurrency == 0 ? 100.0 : (double)p->concurrency * p->target_percentage / 100;
+    f->desired = MAX(f->desired, count);
+    autoscaler_reset(&f->autoscaler);
+    autoscaler_push(&f->autoscaler, p, count * each, c->now_ms);
+}
+
 void sandbox_report_take(struct control *c, struct core_worker *w, const struct sandbox_report *r)
 {
     struct core_sandbox *s = map_get(&c->sandboxes, r->sandbox_id);
@@ -277,6 +288,7 @@ void sandbox_report_take(struct control *c, struct core_worker *w, const struct 
             return;
         }
         s = sandbox_new(c, f, w, r->sandbox_id, r->version); /* adopted */
+        adopted_count_as_called(c, f);
     }
     if (s->worker != w)
         return; /* another's: a worker speaks of its own only */

@@ -24,19 +24,31 @@ static const struct scaling_policy *policy_of(const struct core_function *f)
     return &f->spec.scaling; /* scaling is a setting of the function, not of a version */
 }
 
+static const struct {
+    const char *code;
+    uint32_t status;
+} answers[GONE_REASON_COUNT] = {
+    [GONE_UNKNOWN] = {"sandbox_failed", 502},
+    [GONE_STOPPED] = {"sandbox_stopped", 503},
+    [GONE_EXITED] = {"sandbox_exited", 502},
+    [GONE_SIGNALED] = {"sandbox_killed", 502},
+    [GONE_OUT_OF_MEMORY] = {"out_of_memory", 502},
+    [GONE_START_TIMEOUT] = {"start_timeout", 504},
+    [GONE_WRONG_PORT] = {"wrong_port", 502},
+    [GONE_EXEC_FAILED] = {"command_failed", 502},
+    [GONE_CODE_UNAVAILABLE] = {"code_unavailable", 502},
+    [GONE_NO_ROOM] = {"no_room", 503},
+    [GONE_WORKER_LOST] = {"worker_lost", 503},
+    [GONE_INTERNAL] = {"sandbox_failed", 502},
+};
+
+const char *scale_failure_code(enum gone_reason reason)
+{
+    return answers[reason].code;
+}
+
 void scale_fail_waiting(struct control *c, struct core_function *f, uint64_t data_plane)
 {
-    static const struct {
-        const char *code;
-        uint32_t status;
-    } answers[GONE_REASON_COUNT] = {
-        [GONE_UNKNOWN] = {"sandbox_failed", 502},         [GONE_STOPPED] = {"sandbox_stopped", 503},
-        [GONE_EXITED] = {"sandbox_exited", 502},          [GONE_SIGNALED] = {"sandbox_killed", 502},
-        [GONE_OUT_OF_MEMORY] = {"out_of_memory", 502},    [GONE_START_TIMEOUT] = {"start_timeout", 504},
-        [GONE_WRONG_PORT] = {"wrong_port", 502},          [GONE_EXEC_FAILED] = {"command_failed", 502},
-        [GONE_CODE_UNAVAILABLE] = {"code_unavailable", 502}, [GONE_NO_ROOM] = {"no_room", 503},
-        [GONE_WORKER_LOST] = {"worker_lost", 503},        [GONE_INTERNAL] = {"sandbox_failed", 502},
-    };
     if (f->waiting == 0)
         return;
     struct control_order *o = core_order(c, ORDER_FAIL_WAITING, data_plane);

@@ -389,8 +389,9 @@ static void on_recv(struct loop_stream *s, enum err err, const char *data, size_
     struct http_exchange *x = &c->exchange;
     if (err != ERR_OK) {
         c->peer_ended = true;
-        if (err == ERR_END && c->state == HANDLING && x->body_ended && !x->answered)
-            return; /* it has only ended its direction: the answer can still go out */
+        if (err == ERR_END && c->state == HANDLING && x->body_ended && !x->answered && !x->begun)
+            return; /* it has only ended its direction: the answer can still go out. One that is streamed has no end
+                       of its own, perhaps: there it counts as gone */
         if (c->state == HANDLING && !x->answered && !x->body_ended && x->body_mode == BODY_PIECES) {
             x->body_mode = BODY_DONE;
             x->on_piece(x, x->body_user, ERR_CLOSED, NULL, 0);
