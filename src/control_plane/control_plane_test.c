@@ -738,6 +738,20 @@ TEST(peers_are_registered_for_ever_and_strangers_are_refused)
     CHECK(peer_receive(&stranger) == NULL);
     peer_close(&stranger);
 
+    struct peer many[63];
+    char name[16];
+    for (unsigned i = 0; i < ARRAY_COUNT(many); i++) {
+        snprintf(name, sizeof(name), "many-%u", i);
+        many[i] = join_data_plane(&p, name);
+    }
+    hello = hello_of(DIRIGENT__ROLE__ROLE_DATA_PLANE, "one-too-many");
+    stranger = peer_dial(&p, &hello);
+    RECEIVE_WITH(&stranger, welcome);
+    CHECK(strstr(stranger.last->welcome->refused, "as many data planes") != NULL);
+    peer_close(&stranger);
+    for (unsigned i = 0; i < ARRAY_COUNT(many); i++)
+        peer_close(&many[i]);
+
     peer_close(&worker);
     peer_close(&data_plane);
     stop(&p);

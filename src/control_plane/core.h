@@ -148,6 +148,7 @@ enum order_kind {
     ORDER_FUNCTION_GONE,    /* shell: the deleted function has no sandbox left; its code may go */
 };
 #define ALL_DATA_PLANES UINT64_MAX
+#define DATA_PLANES_MAX 64u /* alive at once; the shell refuses more */
 struct control_order {
     enum order_kind kind;
     uint64_t target_id;     /* worker or data plane id (or ALL_DATA_PLANES); 0 for the shell */

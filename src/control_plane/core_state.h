@@ -7,7 +7,6 @@
 #include "control_plane/core.h"
 #include "control_plane/placement.h"
 
-#define DATA_PLANES_MAX 64u
 
 enum due_kind { DUE_FUNCTION, DUE_SANDBOX, DUE_WORKER };
 struct due { /* a place in the heap of what must be looked at later */

@@ -689,6 +689,17 @@ static bool is_address_text(const char *text)
            strspn(text, "0123456789abcdefABCDEFlohst.:[]%") == strlen(text);
 }
 
+static bool is_full(const struct links *l, const Dirigent__Hello *h)
+{
+    unsigned others = 0;
+    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    {
+        bool counts = p->state == PEER_UP || p->state == PEER_STORING;
+        others += counts && !p->is_worker && strcmp(p->record.name, h->name) != 0;
+    }
+    return h->role == DIRIGENT__ROLE__ROLE_DATA_PLANE && others >= DATA_PLANES_MAX;
+}
+
 /* NULL: welcome. Else why not. */
 static const char *objection(const struct links *l, const Dirigent__Hello *h)
 {
@@ -704,6 +715,8 @@ static const char *objection(const struct links *l, const Dirigent__Hello *h)
                "'.', '_'";
     if (!is_address_text(h->address) || !is_address_text(h->listen_address))
         return "its address is no address";
+    if (is_full(l, h))
+        return "as many data planes as can be served are connected already";
     return NULL;
 }
 
