@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define REPORT_PERIOD_MS HEARTBEAT_PERIOD_MS
+#define LOADS_PER_FUNCTION_MAX 256u
 #define CONTROL_THREAD 0u /* calls of dispatch that name a thread come from here under the mutex only */
 
 struct settings {
@@ -201,6 +202,21 @@ static void on_idle(void *user, struct dispatch_endpoint *endpoint)
     news_post(r->dp, endpoint->sandbox_id, "");
 }
 
+/* What each sandbox of a function has in flight, for people who look. */
+static void loads_put(struct control_side *c, struct route *r)
+{
+    struct dispatch_endpoint *endpoints[LOADS_PER_FUNCTION_MAX];
+    size_t count = dispatch_endpoints(r->dispatch, endpoints, ARRAY_COUNT(endpoints));
+    for (size_t i = 0; i < MIN(count, ARRAY_COUNT(endpoints)); i++) {
+        Dirigent__SandboxLoad *load = mem_new(sizeof(*load));
+        dirigent__sandbox_load__init(load);
+        load->sandbox_id = endpoints[i]->sandbox_id;
+        load->in_flight = dispatch_endpoint_in_flight(endpoints[i]);
+        c->out.sandbox_loads = grown(c->out.sandbox_loads, c->out.n_sandbox_loads, sizeof(void *));
+        c->out.sandbox_loads[c->out.n_sandbox_loads++] = load;
+    }
+}
+
 static void on_report_timer(struct loop_timer *timer)
 {
     struct control_side *c = container_of(timer, struct control_side, report_timer);
@@ -214,6 +230,7 @@ static void on_report_timer(struct loop_timer *timer)
             continue;
         r->average = dispatch_average(r->dispatch, loop_now_ns(c->dp.loop));
         demand_put(c, r);
+        loads_put(c, r);
     }
 }
 
