@@ -283,9 +283,12 @@ static enum err read_report(int fd, int wait_status, struct error *e)
     *e = (struct error){0};
     if (got == 0 && WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0)
         return ERR_OK;
-    return error_set(e, ERR_INVALID,
-                     "the archive could not be read: its reader was ended by signal %d",
-                     WIFSIGNALED(wait_status) ? WTERMSIG(wait_status) : 0);
+    if (WIFSIGNALED(wait_status))
+        return error_set(e, ERR_INVALID,
+                         "the archive could not be read: its reader was ended by signal %d (%s)",
+                         WTERMSIG(wait_status), strsignal(WTERMSIG(wait_status)));
+    return error_set(e, ERR_INVALID, "the archive could not be read: its reader ended with code %d",
+                     WEXITSTATUS(wait_status));
 }
 
 static _Noreturn void verify_and_exit(int archive_fd, int report_fd)

@@ -359,7 +359,7 @@ void unpack_restrict(int into_fd)
     } limits[] = {{RLIMIT_CPU, 120}, {RLIMIT_AS, 4 * GIB}, {RLIMIT_FSIZE, CODE_UNPACKED_BYTES_MAX}, {RLIMIT_CORE, 0}, {RLIMIT_NPROC, 0}};
     for (size_t i = 0; i < ARRAY_COUNT(limits); i++) {
         struct rlimit limit = {limits[i].value, limits[i].value};
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
         if (limits[i].resource == RLIMIT_AS)
             continue; /* the sanitizer's shadow is larger than any bound */
 #endif
