@@ -4,7 +4,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 build:
 	@tools/install-deps build
-	@[ -f $(BUILD)/build.ninja ] || meson setup $(BUILD) >/dev/null
+	@[ -f $(BUILD)/build.ninja ] || meson setup $(BUILD) >.meson.log 2>&1 || { cat .meson.log; rm -f .meson.log; exit 1; }
+	@rm -f .meson.log
 	@ninja -C $(BUILD) --quiet
 	@echo "$(BUILD)/dirigent is built."
 

@@ -56,7 +56,9 @@ struct invocation {
     struct body body;
     struct receipt receipt;
     uint64_t body_bytes;
-    char reason[128]; /* the data plane's own, when it answered itself */
+    char reason[64]; /* the data plane's own, when it answered itself */
+    char sandbox[32], worker[64];
+    bool cold;
     char last_byte;
     bool write_failed;
 };
@@ -164,6 +166,13 @@ static size_t on_body(char *data, size_t size, size_t count, void *user)
     return CURL_WRITEFUNC_ERROR;
 }
 
+static void keep_header(struct str name, struct str value, const char *wanted, char *place,
+                        size_t bytes)
+{
+    if (str_equal_nocase(name, str_of(wanted)))
+        (void)snprintf(place, bytes, "%.*s", STR_ARG(value));
+}
+
 static size_t on_header(char *data, size_t size, size_t count, void *user)
 {
     struct invocation *i = user;
@@ -180,8 +189,11 @@ static size_t on_header(char *data, size_t size, size_t count, void *user)
     value = str_trim(value);
     if (str_equal_nocase(name, STR("Server-Timing")))
         receipt_parse(value, &i->receipt);
-    if (str_equal_nocase(name, STR("Dirigent-Reason")))
-        (void)snprintf(i->reason, sizeof(i->reason), "%.*s", STR_ARG(value));
+    keep_header(name, value, "Dirigent-Error", i->reason, sizeof(i->reason));
+    keep_header(name, value, "Dirigent-Sandbox", i->sandbox, sizeof(i->sandbox));
+    keep_header(name, value, "Dirigent-Worker", i->worker, sizeof(i->worker));
+    if (str_equal_nocase(name, STR("Dirigent-Cold")))
+        i->cold = str_equal(value, STR("1"));
     return bytes;
 }
 
@@ -359,10 +371,16 @@ static void print_outcome(const struct invocation *inv, long status)
             human_bytes(inv->body_bytes, bytes), human_duration_us((uint64_t)total_us, total));
     if (inv->reason[0] != '\0')
         fprintf(stderr, "reason: %s\n", inv->reason);
-    if (inv->values->receipt && inv->receipt.count > 0)
-        receipt_print(&inv->receipt, stderr);
-    else if (inv->values->receipt)
+    if (!inv->values->receipt)
+        return;
+    if (inv->receipt.count == 0) {
         fprintf(stderr, "the answer has no receipt\n");
+        return;
+    }
+    receipt_print(&inv->receipt, stderr);
+    if (inv->sandbox[0] != '\0')
+        fprintf(stderr, "  %s, sandbox %s on %s\n", inv->cold ? "cold start" : "warm", inv->sandbox,
+                inv->worker);
 }
 
 static enum err call(struct invocation *inv, const char *base, const char *name,

@@ -13,7 +13,7 @@
 #define LINE_BYTES_MAX MIB
 
 struct logs_values {
-    bool follow, timestamps, raw;
+    bool follow, timestamps, plain, raw;
     const char *since, *lines, *sandbox;
 };
 static const struct option options[] = {
@@ -26,6 +26,8 @@ static const struct option options[] = {
      offsetof(struct logs_values, sandbox)},
     {"timestamps", 't', OPTION_FLAG, "", "the time in front",
      offsetof(struct logs_values, timestamps)},
+    {"plain", 0, OPTION_FLAG, "", "only what was written, without the sandbox in front",
+     offsetof(struct logs_values, plain)},
     {"raw", 0, OPTION_FLAG, "", "lines as they are kept", offsetof(struct logs_values, raw)},
 };
 
@@ -57,7 +59,7 @@ static void print_line(struct printer *p, struct str line)
     bool goes_on = p->in_partial && str_equal(l.sandbox, str_of(p->partial_of));
     if (p->in_partial && !goes_on)
         fputc('\n', stdout);
-    if (!goes_on && l.sandbox.bytes > 0)
+    if (!goes_on && l.sandbox.bytes > 0 && !p->values->plain)
         printf("%s%.*s%s ", style_begin(stdout, style_of_sandbox(l.sandbox)), STR_ARG(l.sandbox),
                style_end(stdout));
     if (!goes_on && p->values->timestamps)

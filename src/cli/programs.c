@@ -1,32 +1,9 @@
 /* programs.c - the commands that are programs of their own. */
 #include "cli/commands.h"
 #include "cli/up.h"
-#include <stdio.h>
-
-/* Until each is there: a program that is not built in says so. */
-#ifdef WITH_CONTROL_PLANE
 #include "control_plane/control_plane.h"
-#else
-#define control_plane_main not_built
-#endif
-#ifdef WITH_DATA_PLANE
 #include "data_plane/data_plane.h"
-#else
-#define data_plane_main not_built
-#endif
-#ifdef WITH_WORKER
 #include "worker/worker.h"
-#else
-#define worker_main not_built
-#endif
-#if !defined(WITH_CONTROL_PLANE) || !defined(WITH_DATA_PLANE) || !defined(WITH_WORKER)
-static int not_built(int argc, char **argv)
-{
-    (void)argc;
-    fprintf(stderr, "error: this executable was built without '%s'\n", argv[0]);
-    return 1;
-}
-#endif
 
 const struct command command_up = {.name = "up",
                                    .arguments = "",

@@ -32,6 +32,7 @@
 #define RESTART_PAUSE_MS_MAX 5000u
 #define RESTART_FORGOTTEN_MS 10000u /* ran so long: it was well */
 #define SAME_SIGNAL_MS 500u         /* a terminal and sudo may both send one Ctrl-C */
+#define DRAIN_MARGIN_MS 2000u       /* the data plane keeps the deadline itself */
 #define WORKER_STOP_MS 30000u
 #define CONTROL_PLANE_STOP_MS 10000u
 #define ORPHAN_STOP_MS 20000u /* a launcher kills its sandboxes and gives back what it took */
@@ -303,7 +304,7 @@ static uint64_t stop_deadline_ms(const struct up *up, enum up_part which)
 {
     switch (which) {
     case UP_DATA_PLANE:
-        return up_settings_number(&up->settings, "drain_deadline");
+        return up_settings_number(&up->settings, "drain_deadline") + DRAIN_MARGIN_MS;
     case UP_WORKER:
         return WORKER_STOP_MS;
     case UP_CONTROL_PLANE:
@@ -509,9 +510,9 @@ static enum err prepare(struct up *up, int argc, char **argv, struct error *e)
     if (err == ERR_OK)
         err = check_apply_file(up, e);
     if (err == ERR_OK)
-        err = check_addresses(up, e);
+        err = claim_directories(up, e); /* also waits for those who may still have the addresses */
     if (err == ERR_OK)
-        err = claim_directories(up, e);
+        err = check_addresses(up, e);
     if (err == ERR_OK)
         err = open_client(up, e);
     if (err == ERR_OK)

@@ -13,14 +13,10 @@ static const struct setting control_plane_rows[] = {
 #include "control_plane/control_plane_settings.def"
 };
 static const struct setting worker_rows[] = {
-#if __has_include("worker/worker_settings.def")
 #include "worker/worker_settings.def"
-#endif
 };
 static const struct setting data_plane_rows[] = {
-#if __has_include("data_plane/data_plane_settings.def")
 #include "data_plane/data_plane_settings.def"
-#endif
 };
 #undef SETTING
 

@@ -409,6 +409,8 @@ def test_logs_show_texts_and_join_parts(cli, fake):
             b"00000001000000ff 2026-01-02T03:04:05.1Z stderr F err\n")
     result = cli("logs", "hello", "-f", "--since", "10m", "--lines", "5", api=fake.url)
     assert result.out == "00000001000000ff err\n"
+    plain = cli("logs", "hello", "-f", "--since", "10m", "--lines", "5", "--plain", api=fake.url)
+    assert plain.out == "err\n"
     assert cli("logs", "nobody", api=fake.url).code == 1
 
 
@@ -447,7 +449,7 @@ def test_invoke_sends_what_it_is_told(cli, callable_fake, tmp_path):
 
 
 def test_invoke_fails_for_anything_but_2xx(cli, callable_fake):
-    callable_fake.on("GET", "/", 503, (b"full\n", {"Dirigent-Reason": "queue_full"}))
+    callable_fake.on("GET", "/", 503, (b"full\n", {"Dirigent-Error": "queue_full"}))
     result = cli("invoke", "hello", api=callable_fake.url)
     assert result.code == 1 and result.out == "full\n"
     assert "503" in result.err and "queue_full" in result.err
@@ -456,10 +458,13 @@ def test_invoke_fails_for_anything_but_2xx(cli, callable_fake):
 
 
 def test_invoke_shows_the_receipt(cli, callable_fake):
-    callable_fake.on("GET", "/", 200, (b"x", {"Server-Timing": 'queue;dur=0.2, exec;dur=1.5, cold'}))
+    callable_fake.on("GET", "/", 200, (b"x", {"Server-Timing": 'queue;dur=0.2, exec;dur=1.5, cache;desc="a, b"',
+                                                   "Dirigent-Cold": "1", "Dirigent-Sandbox": "00000001000000ff",
+                                                   "Dirigent-Worker": "w1"}))
     result = cli("invoke", "hello", "--receipt", api=callable_fake.url)
     assert callable_fake.of("GET", "/")[-1].headers["Dirigent-Receipt"] == "1"
-    assert "queue" in result.err and "200 µs" in result.err and "1.5 ms" in result.err and "cold" in result.err
+    assert "queue" in result.err and "200 µs" in result.err and "1.5 ms" in result.err and "a, b" in result.err
+    assert "cold start, sandbox 00000001000000ff on w1" in result.err
 
 
 def test_invoke_says_that_an_answer_was_cut(cli, callable_fake):

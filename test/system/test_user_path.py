@@ -172,14 +172,15 @@ def test_receipts_tell_cold_from_warm(cluster):
     wait_until(lambda: not cluster.sandboxes("hello"), 30, "scale to zero")
     cold = cluster.ok("invoke", "hello", "--receipt")
     warm = cluster.ok("invoke", "hello", "--receipt")
-    assert "cold" in cold.err and "the answer has no receipt" not in warm.err, (cold, warm)
+    assert "cold start, sandbox" in cold.err and "listen" in cold.err, cold
+    assert "warm, sandbox" in warm.err and "listen" not in warm.err, warm
 
 
 def test_logs_also_of_sandboxes_that_are_gone(cluster):
     cluster.deploy("hello", {"app.py": APP}, "--stable-window", "2s")
     cluster.call("hello", "/one")
     wait_until(lambda: "path /one" in cluster.ok("logs", "hello").out, 10, "the line")
-    assert cluster.ok("logs", "hello").out.startswith("starting\n")
+    assert cluster.ok("logs", "hello", "--plain").out.startswith("starting\n")
     cluster.call("hello", "/two")
     wait_until(lambda: "path /two" in cluster.ok("logs", "hello").out, 10, "the line")
     assert "path /one" not in cluster.ok("logs", "hello", "--lines", "1").out
@@ -190,7 +191,7 @@ def test_logs_also_of_sandboxes_that_are_gone(cluster):
 
 def test_logs_are_followed(cluster):
     cluster.deploy("hello", {"app.py": APP})
-    follower = subprocess.Popen([cluster.command()[0], "logs", "hello", "-f"], env={**os.environ, "DIRIGENT_API": cluster.api_url},
+    follower = subprocess.Popen([cluster.command()[0], "logs", "hello", "-f", "--plain"], env={**os.environ, "DIRIGENT_API": cluster.api_url},
                                 stdout=subprocess.PIPE, text=True)
     try:
         assert follower.stdout.readline() == "starting\n"
@@ -219,7 +220,7 @@ def test_a_crash_is_answered_told_and_got_over(cluster):
     answer = cluster.call("hello", "/crash")
     assert answer.status == 502, answer
     wait_until(lambda: "last words" in cluster.ok("logs", "hello").out, 10, "its last words")
-    assert cluster.call("hello").status == 200
+    wait_until(lambda: cluster.call("hello").status == 200, 10, "an answer after the crash")
 
 
 def test_a_function_of_the_host_needs_no_code(cluster):
@@ -258,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
             "root": attempt(lambda: os.listdir("/root")), "home": attempt(lambda: os.listdir("/home")),
             "etc": sorted(os.listdir("/etc")), "host": attempt(lambda: open("/etc/shadow")),
             "processes": [p for p in os.listdir("/proc") if p.isdigit()],
-            "interfaces": sorted(name for _, name in socket.if_nameindex()),
+            "netlink": attempt(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
             "env": dict(os.environ), "descriptors": len(os.listdir("/proc/self/fd")),
             "capabilities": [l for l in open("/proc/self/status") if l.startswith(("CapEff", "CapBnd", "NoNewPrivs", "Seccomp:"))],
         }
@@ -267,7 +268,9 @@ class Handler(BaseHTTPRequestHandler):
 HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
 '''
     cluster.deploy("probe", {"app.py": probe, "data/file": "x"}, "-e", "K=V")
-    facts = cluster.call("probe").json
+    answer = cluster.call("probe")
+    assert answer.status == 200, answer
+    facts = answer.json
     assert facts["cwd"] == "/srv"
     assert facts["write_code"] in ("OSError", "PermissionError") and facts["write_usr"] in ("OSError", "PermissionError")
     assert facts["write_tmp"] == "1"
@@ -275,7 +278,7 @@ HTTPServer(("", int(os.environ["PORT"])), Handler).serve_forever()
     assert "shadow" not in facts["etc"] and facts["host"] == "FileNotFoundError"
     assert "home" not in facts["top"] or facts["home"] in ("[]", "FileNotFoundError")
     assert len(facts["processes"]) <= 4, facts["processes"]
-    assert facts["interfaces"][-1] == "lo" or "lo" in facts["interfaces"]
+    assert "socket" not in facts["netlink"], facts
     assert any("CapEff:\t0000000000000000" in line for line in facts["capabilities"])
     assert any("NoNewPrivs:\t1" in line for line in facts["capabilities"])
     assert any("Seccomp:\t2" in line for line in facts["capabilities"])
