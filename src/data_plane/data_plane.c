@@ -646,13 +646,14 @@ void control_metrics(struct data_plane *dp, struct buf *out)
 static void on_thread_stop(struct loop_post *post)
 {
     struct serving *t = container_of(post, struct serving, stop_post);
-    if (!t->draining) {
-        loop_listener_stop(&t->listener);
-        proxy_drain(t);
-        control_client_gone(t->dp);
-        return;
-    }
-    loop_stop(t->loop);
+    loop_listener_stop(&t->listener);
+    proxy_drain(t);
+    control_client_gone(t->dp);
+}
+
+static void on_thread_end(struct loop_post *post)
+{
+    loop_stop(container_of(post, struct serving, end_post)->loop);
 }
 
 static void *thread_run(void *argument)
@@ -718,6 +719,7 @@ static enum err threads_make(struct control_side *c, struct error *e)
         t->index = i;
         t->listener.on_accept = proxy_on_accept;
         t->stop_post.on_post = on_thread_stop;
+        t->end_post.on_post = on_thread_end;
         list_init(&t->clients);
         rng_init(&t->rng, clock_mono_ns() + i);
         enum err err = loop_new(&t->loop, e);
@@ -792,8 +794,9 @@ static void end(struct control_side *c)
         link_send(c->link, &m.base);
         loop_run_once(c->dp.loop, 0);
     }
+    /* Not the stop_post: a thread may not have come to that one yet, and a node can wait only once. */
     for (uint32_t i = 0; i < c->dp.thread_count; i++)
-        loop_post(c->dp.threads[i].loop, &c->dp.threads[i].stop_post);
+        loop_post(c->dp.threads[i].loop, &c->dp.threads[i].end_post);
     for (uint32_t i = 0; i < c->dp.thread_count; i++)
         (void)pthread_join(c->pthreads[i], NULL);
     /* Connections that are left end with the process. */

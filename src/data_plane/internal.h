@@ -69,7 +69,7 @@ struct serving { /* one thread */
     struct rng rng;
     struct counters counters;
     struct loop_post round_post; /* of the memory rounds, data_plane.c */
-    struct loop_post stop_post;
+    struct loop_post stop_post, end_post;
 };
 
 struct data_plane {
