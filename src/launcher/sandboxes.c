@@ -52,7 +52,8 @@ void slots_refill(struct launcher *l)
         helpers_birth(l, s);
         have++;
     }
-    uint32_t coming = have + list_length(&l->free_slots) + list_length(&l->quarantine) + l->building;
+    /* Slots at rest do not count: under steady load as many as rest at a time must exist beside those in use. */
+    uint32_t coming = have + list_length(&l->free_slots) + l->building;
     while (coming < wanted + l->config.blanks_min && l->building < BUILDS_AT_ONCE && !l->builder_failed &&
            l->slots_made + l->building < l->config.slots_max) {
         struct slot *s = &l->slots[l->slots_made + l->building];
