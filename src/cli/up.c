@@ -65,6 +65,7 @@ struct up {
     int exit_code;
     char *data_path, *run_path; /* our own directories below --data-dir and --run-dir */
     int data_lock, run_lock;
+    bool run_dir_made;
     char waits_for[160]; /* what is not ready yet */
     struct client client;
 };
@@ -431,6 +432,7 @@ static enum err claim_directories(struct up *up, struct error *e)
     enum err err = make_absolute(up, "data_dir", e);
     if (err == ERR_OK)
         err = make_absolute(up, "run_dir", e);
+    up->run_dir_made = err == ERR_OK;
     if (err == ERR_OK)
         err = program_dir_open(up_settings_text(&up->settings, "data_dir"), "up", 0, 0,
                                &up->data_path, &up->data_lock, e);
@@ -544,15 +546,17 @@ static void run(struct up *up)
     loop_run(up->loop);
 }
 
-static void clean_up(struct up *up)
+/* The run directory as it was before: nobody else's part of it is touched. */
+static void clean_run_directory(struct up *up)
 {
-    orphans_end(ORPHAN_STOP_MS);
-    for (size_t i = 0; i < UP_PART_COUNT; i++)
-        run_directory_remove(up_settings_text(&up->settings, "run_dir"),
-                             up_part_name((enum up_part)i));
-    fd_close(&up->run_lock);
-    run_directory_remove(up_settings_text(&up->settings, "run_dir"), "up");
-    (void)rmdir(up_settings_text(&up->settings, "run_dir")); /* not when others use it too */
+    const char *run_dir = up_settings_text(&up->settings, "run_dir");
+    if (up->run_lock >= 0) {
+        for (size_t i = 0; i < UP_PART_COUNT; i++)
+            run_directory_remove(run_dir, up_part_name((enum up_part)i));
+        run_directory_remove(run_dir, "up");
+        fd_close(&up->run_lock);
+    }
+    (void)rmdir(run_dir); /* stays when something is in it */
 }
 
 static void done(struct up *up)
@@ -578,10 +582,12 @@ int up_main(int argc, char **argv)
     enum err err = prepare(&up, argc, argv, &e);
     if (err == ERR_OK) {
         run(&up);
-        clean_up(&up);
+        orphans_end(ORPHAN_STOP_MS);
     } else if (err != ERR_END) {
         style_print_error(&e);
     }
+    if (up.run_dir_made)
+        clean_run_directory(&up);
     int exit_code = err == ERR_END ? 0 : err != ERR_OK ? err_exit_code(err) : up.exit_code;
     done(&up);
     return exit_code;

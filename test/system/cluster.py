@@ -118,7 +118,6 @@ class Cluster:
         self.process, self.mark = None, 0
         self.number = Cluster.started = Cluster.started + 1
         self.instance = f"t{os.getpid() % 46656:x}"[:4] + "abcdefghijklmnopqrstuvwxyz"[self.number % 26]
-        self.before = None
 
     # ---- life ----
 
@@ -138,7 +137,6 @@ class Cluster:
 
     def launch(self):
         """Starts it and does not wait."""
-        self.before = host_state() if self.before is None else self.before
         clean = {k: v for k, v in os.environ.items() if not k.startswith("DIRIGENT_")}
         with open(self.log_path, "a") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean,
@@ -298,29 +296,9 @@ def run_text(*command):
         return ""
 
 
-def cgroup_directories():
-    found = set()
-    for path in pathlib.Path("/sys/fs/cgroup").rglob("*dirigent*"):
-        found.add(str(path))
-    return found
-
-
-def host_state():
-    """Everything on this host that a cluster could forget: names only."""
-    return {
-        "processes": {p.name for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and
-                      any("dirigent" in word for word in command_line(p.name)[:1])},
-        "mounts": {line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()},
-        "interfaces": set(os.listdir("/sys/class/net")),
-        "namespaces": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set(),
-        "nftables": set(run_text("nft", "list", "tables").splitlines()),
-        "cgroups": cgroup_directories(),
-        "routes": set(run_text("ip", "route", "show", "table", "all").splitlines()),
-    }
-
-
 def leftovers(cluster):
-    """What is there now and was not before the cluster started, and is the cluster's: others may run beside it."""
+    """What is there of a cluster that has ended. Its instance is in the names of all that it makes on the host, so that
+    others may run beside it."""
     mine = []
     for pid in (p for p in map(int, filter(str.isdigit, os.listdir("/proc")))):
         if any(str(cluster.directory) in word for word in command_line(pid)):
@@ -328,6 +306,14 @@ def leftovers(cluster):
     for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
         if str(cluster.directory) in line:
             mine.append(f"mount {line}")
+    named = {
+        "interface": [n for n in os.listdir("/sys/class/net") if n.startswith(f"dg{cluster.instance}")],
+        "namespace": [n for n in run_text("ip", "netns", "list").splitlines() if cluster.instance in n],
+        "nftables": [n for n in run_text("nft", "list", "tables").splitlines() if cluster.instance in n],
+        "cgroup": [str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(f"**/*dirigent-{cluster.instance}*")],
+        "socket": [n for n in pathlib.Path("/proc/net/unix").read_text().splitlines() if str(cluster.directory) in n],
+    }
+    mine += [f"{kind} {name}" for kind, names in named.items() for name in names]
     if cluster.run_dir.exists():
         mine += [f"file {p}" for p in cluster.run_dir.rglob("*")] or [f"directory {cluster.run_dir}"]
     return mine

@@ -57,8 +57,10 @@ def shared(build):
     """One cluster for all tests that leave it as they found it."""
     cluster = Cluster("shared").start()
     yield cluster
-    cluster.stop()
+    code = cluster.stop()
     assert leftovers(cluster) == []
+    cluster.remove()
+    assert code == 0
 
 
 @pytest.fixture

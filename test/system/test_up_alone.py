@@ -21,7 +21,6 @@ class Alone(Cluster):
         return [str(BUILD / "src/cli/up-fake"), *super().command()[1:]]
 
     def launch(self):
-        self.before = {}
         with open(self.log_path, "a") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                                             env={**os.environ, **self.told})
