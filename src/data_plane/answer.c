@@ -26,7 +26,7 @@ unsigned answer_retry_after_s(enum answer answer)
     return answers[answer].retry_after_s;
 }
 
-const char *answer_text(enum answer answer)
+const char *answer_message(enum answer answer)
 {
     return answers[answer].text;
 }

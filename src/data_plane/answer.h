@@ -15,7 +15,7 @@ enum answer {
 const char *answer_code(enum answer answer);
 unsigned answer_status(enum answer answer);
 unsigned answer_retry_after_s(enum answer answer);
-const char *answer_text(enum answer answer);
+const char *answer_message(enum answer answer);
 
 struct answer_error {
     unsigned status, retry_after_s;

@@ -56,34 +56,22 @@ static enum err copy_chunks(struct client *c, struct buf *out, const char *data,
     return err == ERR_MORE ? ERR_OK : err;
 }
 
-size_t body_take_small(struct client *c, const char *data, size_t bytes)
+enum err body_take_small(struct client *c, const char *data, size_t bytes, size_t *ret_used)
 {
-    size_t used = bytes;
+    *ret_used = 0;
     if (c->request_done || bytes == 0)
-        return 0;
-    if (c->body == HTTP_BODY_LENGTH) {
-        used = (size_t)MIN((uint64_t)bytes, c->body_left);
-        if (used > BODY_SMALL_BYTES_MAX)
-            return 0;
-        buf_append(&c->head, data, used);
-        c->body_left -= used;
-        c->body_bytes += used;
-        c->request_done = c->body_left == 0;
-        return used;
-    }
-    if (bytes > BODY_SMALL_BYTES_MAX)
-        return 0;
-    /* What is wrong with the chunks is found again, and told, when the rest is sent. */
-    struct http_chunked before = c->chunked;
-    size_t head_bytes = c->head.bytes;
-    if (copy_chunks(c, &c->head, data, bytes, &used) == ERR_OK)
-        return used;
-    http_chunked_done(&c->chunked);
-    before.trailers = (struct buf){0};
-    c->chunked = before;
-    c->head.bytes = head_bytes;
-    c->body_bytes = 0;
-    return 0;
+        return ERR_OK;
+    if (c->body == HTTP_BODY_CHUNKED)
+        return bytes > BODY_SMALL_BYTES_MAX ? ERR_OK : copy_chunks(c, &c->head, data, bytes, ret_used);
+    size_t used = (size_t)MIN((uint64_t)bytes, c->body_left);
+    if (used > BODY_SMALL_BYTES_MAX)
+        return ERR_OK;
+    buf_append(&c->head, data, used);
+    c->body_left -= used;
+    c->body_bytes += used;
+    c->request_done = c->body_left == 0;
+    *ret_used = used;
+    return ERR_OK;
 }
 
 static size_t send_length(struct client *c, const char *data, size_t bytes)

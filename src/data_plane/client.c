@@ -12,7 +12,7 @@ static const struct {
     const char *name;
     unsigned next; /* the states that may follow */
 } states[CLIENT_STATE_COUNT] = {
-    [CLIENT_HEAD] = {"head", TO(CLIENT_WAITING) | ENDS},
+    [CLIENT_HEAD] = {"head", TO(CLIENT_WAITING) | TO(CLIENT_CONNECTING) | TO(CLIENT_SENT) | ENDS},
     [CLIENT_WAITING] = {"waiting", TO(CLIENT_CONNECTING) | TO(CLIENT_SENT) | TO(CLIENT_HEAD) | ENDS},
     [CLIENT_CONNECTING] = {"connecting", TO(CLIENT_WAITING) | TO(CLIENT_SENT) | TO(CLIENT_HEAD) | ENDS},
     [CLIENT_SENT] = {"sent", TO(CLIENT_WAITING) | TO(CLIENT_CONNECTING) | TO(CLIENT_ANSWERING) | TO(CLIENT_TUNNEL) |
@@ -157,7 +157,7 @@ void client_take_kept(struct client *c)
 static void on_again(struct loop_deferred *d)
 {
     struct client *c = container_of(d, struct client, again);
-    if (c->state == CLIENT_HEAD)
+    if (c->state != CLIENT_CLOSED)
         client_take_kept(c);
 }
 
@@ -191,12 +191,7 @@ static void input_ended(struct client *c, enum err err)
         exchange_client_gone(c);
         break;
     case CLIENT_TUNNEL:
-        if (err != ERR_END || c->tunnel_upstream_ended) {
-            exchange_client_gone(c);
-            break;
-        }
-        c->tunnel_client_ended = true;
-        loop_stream_shutdown(&c->upstream->stream);
+        exchange_tunnel_client_ended(c, err);
         break;
     case CLIENT_FLUSHING:
         c->close_after_flush = true;
@@ -248,7 +243,7 @@ static void on_recv(struct loop_stream *s, enum err err, const char *data, size_
 
 /* ---- output ---- */
 
-void client_send(struct client *c, struct str data)
+void client_write(struct client *c, struct str data)
 {
     stat_add(&c->thread->counters.bytes_out, data.bytes);
     loop_stream_send(&c->stream, data.data, data.bytes);
@@ -272,7 +267,7 @@ void client_answer_page(struct client *c, unsigned status, const char *content_t
     settle_keep_alive(c);
     struct answer_frame frame = frame_of(c, STR_NONE);
     answer_write(&out, status, content_type, body, &frame);
-    client_send(c, buf_str(&out));
+    client_write(c, buf_str(&out));
     buf_done(&out);
     client_answered(c);
 }
@@ -290,14 +285,14 @@ static void answer_error(struct client *c, struct answer_error *error)
     t->out.bytes = 0;
     answer_write_error(&t->out, error, &frame);
     c->status = error->status;
-    client_send(c, buf_str(&t->out));
+    client_write(c, buf_str(&t->out));
 }
 
 void client_answer(struct client *c, enum answer answer, struct str message)
 {
     struct answer_error error = {.status = answer_status(answer), .retry_after_s = answer_retry_after_s(answer),
                                  .code = str_of(answer_code(answer)),
-                                 .message = message.bytes > 0 ? message : str_of(answer_text(answer))};
+                                 .message = message.bytes > 0 ? message : str_of(answer_message(answer))};
     stat_add(&c->thread->counters.errors[answer], 1);
     answer_error(c, &error);
     client_answered(c);

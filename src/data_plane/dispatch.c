@@ -605,6 +605,11 @@ bool dispatch_endpoint_is_gone(const struct dispatch_endpoint *endpoint)
     return (atomic_load(&endpoint->word) & WORD_REMOVED) != 0;
 }
 
+bool dispatch_endpoint_is_ending(const struct dispatch_endpoint *endpoint)
+{
+    return (atomic_load(&endpoint->word) & (WORD_DRAINING | WORD_REMOVED)) != 0;
+}
+
 /* ---- numbers ---- */
 
 void dispatch_demand(struct dispatch *d, struct dispatch_demand *ret)

@@ -27,7 +27,7 @@
 #define LINGER_NS (2 * NS_PER_S)
 #define GONE_GRACE_NS NS_PER_S
 #define CONNECT_ATTEMPTS_MAX 4u
-#define RESENDS_MAX 1u
+#define RESENDS_MAX 1u /* to another sandbox; a stale connection counts extra, once */
 
 /* A function in this thread's table. */
 struct thread_route {
@@ -60,7 +60,7 @@ struct upstream {
     size_t scanned;
     uint64_t sent_bytes, sent_before; /* on this connection: all, and before this request */
     uint64_t used_ns, received_ns;
-    bool connected, closing, is_reused;
+    bool connected, closing, is_idle, is_reused;
     bool spoiled;          /* must not carry another request */
     /* the slot of an exchange that ended before its answer did: given back when the connection is closed */
     struct dispatch_endpoint *slot;
@@ -110,7 +110,7 @@ struct client {
     struct upstream *upstream;
     struct buf head;            /* for the sandbox, a small body too: all that is needed to send it again */
     bool replayable;            /* nothing else was sent */
-    bool is_idempotent, was_queued;
+    bool is_idempotent, was_queued, was_stale;
     uint8_t connect_attempts, resends;
     enum http_method method;
     uint64_t arrived_ns, deadline_ns, granted_ns, sent_ns;
@@ -140,8 +140,7 @@ struct thread {
     struct strmap table; /* name -> struct thread_route */
     struct map pools;    /* sandbox id -> struct pool */
     struct list clients;
-    struct list closing_upstreams;
-    uint64_t client_count;
+    uint64_t client_count, upstream_count;
     struct rng rng;
     struct loop_timer sweep, stop_timer;
     struct loop_post stop_post, stopped_post;
@@ -176,7 +175,7 @@ void thread_report_endpoint(struct thread *t, uint64_t sandbox_id, const char *r
 void client_accept(struct thread *t, int fd, const struct sockaddr_storage *peer);
 void client_move(struct client *c, enum client_state to);
 void client_due(struct client *c, uint64_t due_ns);
-void client_send(struct client *c, struct str data);
+void client_write(struct client *c, struct str data);
 /* Answers with an error of ours. `message` may be STR_NONE for the usual text. */
 void client_answer(struct client *c, enum answer answer, struct str message);
 void client_answer_failure(struct client *c, const struct failure *f);
@@ -193,6 +192,7 @@ void client_cut(struct client *c); /* with a reset */
 size_t exchange_begin(struct client *c, const char *data, size_t bytes);
 void exchange_client_gone(struct client *c);
 void exchange_timeout(struct client *c);
+void exchange_tunnel_client_ended(struct client *c, enum err err);
 void exchange_connected(struct client *c);
 void exchange_connect_failed(struct client *c, const char *why);
 void exchange_receive(struct client *c, enum err err, const char *data, size_t bytes);
@@ -202,8 +202,8 @@ void exchange_fail(struct client *c, enum answer answer, struct str message);
 
 /* body.c */
 void body_begin(struct client *c, const struct http_request *r);
-/* What is small is put behind the head. Returns how much was used. */
-size_t body_take_small(struct client *c, const char *data, size_t bytes);
+/* What is small is put behind the head. ERR_PROTOCOL: chunks that are not valid. */
+must_check enum err body_take_small(struct client *c, const char *data, size_t bytes, size_t *ret_used);
 /* Sends to the sandbox; returns how much was used, all of it unless the body ends before. */
 size_t body_send(struct client *c, const char *data, size_t bytes);
 /* Of the answer, behind what is in thread->out. True when the answer is complete; then *ret_used says how much was its. */

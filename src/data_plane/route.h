@@ -42,8 +42,8 @@ struct route {
     _Atomic uint32_t concurrency;
     _Atomic uint32_t threads_left;       /* that still have it, after ROUTE_REMOVE */
     struct loop *control_loop;
-    struct loop_post demand_post, gone_post; /* to the control thread; it sets on_post */
-    _Atomic bool demand_posted;
+    struct loop_post demand_post, active_post, gone_post; /* to the control thread; it sets on_post */
+    _Atomic bool demand_posted, active; /* active: it had a request since the control thread last found it at rest */
     void *control;                       /* the control thread's own */
     _Atomic(struct route_stats *) stats[]; /* by thread; NULL until it served a request */
 };
@@ -65,6 +65,13 @@ static inline void route_tell_demand(struct route *r)
 {
     if (!atomic_exchange(&r->demand_posted, true))
         loop_post(r->control_loop, &r->demand_post);
+}
+
+/* A request has come: its numbers are reported from now on. Nearly always one look at a flag. */
+static inline void route_tell_active(struct route *r)
+{
+    if (!atomic_load_explicit(&r->active, memory_order_relaxed) && !atomic_exchange(&r->active, true))
+        loop_post(r->control_loop, &r->active_post);
 }
 
 /* One writer: no locked instruction. */

@@ -117,6 +117,11 @@ static void carry_out(struct thread *t, const struct update_item *item)
     case ROUTE_REMOVE:
         route_remove(t, item->route);
         break;
+    case SANDBOX_DRAINS:
+        pool = map_get(&t->pools, item->sandbox_id);
+        if (pool != NULL)
+            pool_forget_idle(pool);
+        break;
     case SANDBOX_GONE:
         pool = map_get(&t->pools, item->sandbox_id);
         if (pool != NULL)
@@ -211,7 +216,7 @@ void thread_check_stopped(struct thread *t)
     if (!t->stopping || t->client_count > 0 || t->stopped_told)
         return;
     close_pools(t);
-    if (!list_is_empty(&t->closing_upstreams))
+    if (t->upstream_count > 0)
         return;
     t->stopped_told = true;
     loop_stop(t->loop);
@@ -255,7 +260,6 @@ static void on_stopped(struct loop_post *post)
 static void *run(void *user)
 {
     struct thread *t = user;
-    t->id = pthread_self();
     loop_run(t->loop);
     loop_post(t->shared->control_loop, &t->stopped_post);
     return NULL;
@@ -271,7 +275,6 @@ enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd,
     t->shared = shared;
     t->index = index;
     list_init(&t->clients);
-    list_init(&t->closing_upstreams);
     loop_timer_init(&t->sweep, on_sweep);
     loop_timer_init(&t->stop_timer, on_stop_timer);
     t->stop_post.on_post = on_stop;
@@ -311,6 +314,12 @@ void thread_join(struct thread *t)
     t->started = false;
 }
 
+void thread_run_late(struct thread *t)
+{
+    assert(!t->started);
+    loop_run_once(t->loop, 0);
+}
+
 void thread_free(struct thread *t)
 {
     if (t == NULL)
@@ -318,13 +327,12 @@ void thread_free(struct thread *t)
     struct thread_route *tr;
     struct str name;
     assert(!t->started && t->client_count == 0);
-    for (size_t cursor = 0; (tr = strmap_next(&t->table, &cursor, &name)) != NULL;)
-        free(tr);
     if (t->listener.poll.active)
         loop_listener_stop(&t->listener);
     loop_timer_stop(t->loop, &t->sweep);
     loop_timer_stop(t->loop, &t->stop_timer);
-    loop_run_once(t->loop, 0); /* posts that came last */
+    for (size_t cursor = 0; (tr = strmap_next(&t->table, &cursor, &name)) != NULL;)
+        free(tr);
     loop_free(t->loop);
     strmap_done(&t->table);
     map_done(&t->pools);

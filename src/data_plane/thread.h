@@ -14,6 +14,7 @@ struct thread_shared {
     _Atomic bool ready;            /* has had routes from a control plane */
     _Atomic bool control_plane_up; /* connected and welcome now */
     struct thread **threads;       /* all of them, set before they run */
+    void *user;                    /* the control thread's */
     /* Called on the control thread's loop, for posts made by threads. */
     void (*on_endpoint_failed)(struct thread_shared *shared, uint64_t sandbox_id, const char *reason);
     void (*on_thread_stopped)(struct thread_shared *shared);
@@ -28,13 +29,17 @@ must_check enum err thread_start(struct thread *t, struct error *e);
 void thread_stop(struct thread *t, uint64_t deadline_ns);
 /* After on_thread_stopped: waits for the thread's end. */
 void thread_join(struct thread *t);
+/* Joined: posts that came after its end are carried out by the caller. */
+void thread_run_late(struct thread *t);
 void thread_free(struct thread *t); /* joined, or never started */
 
 /* A change of the routing tables, carried out by every thread on its own loop. */
 struct update_item {
-    enum { ROUTE_ADD, ROUTE_REMOVE, SANDBOX_GONE } kind;
+    /* SANDBOX_DRAINS: idle connections are closed. SANDBOX_GONE: those in use too, when they do not end by themselves within
+     * a second. */
+    enum { ROUTE_ADD, ROUTE_REMOVE, SANDBOX_DRAINS, SANDBOX_GONE } kind;
     struct route *route;
-    uint64_t sandbox_id; /* SANDBOX_GONE: connections that do not end by themselves within a second are broken */
+    uint64_t sandbox_id;
 };
 struct update;
 struct update_post {

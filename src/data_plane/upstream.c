@@ -1,7 +1,7 @@
 /* upstream.c - connections to sandboxes: kept ones are used last in, first out; each carries one request at a time. */
 #include "data_plane/proxy.h"
+#include <linux/tcp.h> /* netinet/tcp.h lacks tcpi_bytes_acked */
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -58,6 +58,8 @@ static void close_upstream(struct upstream *u)
         return;
     u->closing = true;
     u->client = NULL;
+    u->pool->idle_count -= u->is_idle;
+    u->is_idle = false;
     loop_timer_stop(u->pool->thread->loop, &u->connect_timer);
     loop_stream_close(&u->stream);
 }
@@ -103,6 +105,7 @@ static void pool_add_idle(struct pool *p, struct upstream *u)
     list_remove(&u->node);
     list_push_front(&p->idle, &u->node);
     p->idle_count++;
+    u->is_idle = true;
     u->client = NULL;
     u->used_ns = now_ns(p->thread);
     atomic_store_explicit(&sandbox_of(p->endpoint)->kept_by, p->thread->index + 1, memory_order_relaxed);
@@ -117,6 +120,7 @@ struct upstream *pool_take_idle(struct pool *p)
         list_remove(&u->node);
         list_push_front(&p->active, &u->node);
         p->idle_count--;
+        u->is_idle = false;
         u->is_reused = true;
         return u;
     }
@@ -180,6 +184,7 @@ static void on_closed(struct loop_stream *s)
     buf_done(&u->in);
     http_chunked_done(&u->chunked);
     free(u);
+    t->upstream_count--;
     pool_free_when_empty(p);
     if (slot != NULL) {
         dispatch_release(tr->route->dispatch, t->index, slot, now_ns(t));
@@ -209,6 +214,7 @@ void upstream_connect(struct pool *p, struct client *c)
         return;
     }
     list_push_front(&p->active, &u->node);
+    t->upstream_count++;
     u->client = c;
     c->upstream = u;
     u->connected = connected;
@@ -235,7 +241,7 @@ void upstream_send(struct upstream *u, const struct iovec *parts, int count)
 void upstream_finish(struct upstream *u)
 {
     struct pool *p = u->pool;
-    bool keep = !u->spoiled && !p->gone && !p->thread->stopping && p->idle_count < IDLE_UPSTREAMS_MAX &&
+    bool keep = !u->spoiled && !p->gone && !dispatch_endpoint_is_ending(p->endpoint) && !p->thread->stopping && p->idle_count < IDLE_UPSTREAMS_MAX &&
                 loop_stream_pending(&u->stream) == 0;
     u->in.bytes = 0;
     u->scanned = 0;

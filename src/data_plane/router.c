@@ -1,0 +1,841 @@
+/* router.c - what the control plane says becomes changes of routes; what the threads tell becomes reports to it.
+ *
+ * Memory: a route goes when every thread has let it go; endpoints and outgrown lists go when every thread has been round its
+ * loop since they became unreachable (an empty update, done in the order in which updates are given). */
+#include "data_plane/router.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "dirigent.pb-c.h"
+#include "wire/link.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+#define REPORT_PERIOD_NS (HEARTBEAT_PERIOD_MS * NS_PER_MS)
+#define READMIT_NS NS_PER_S
+#define ENDPOINTS_LOOKED_AT_MAX 4096u
+
+/* The control thread's half of a route: its `control`. */
+struct route_state {
+    struct router *control;
+    struct route *route;
+    struct list active_node, garbage_node, due_node;
+    double average;     /* in flight, over the last period */
+    bool in_snapshot;
+    uint32_t removed_left; /* endpoints removed, whose memory is still there */
+};
+
+struct sandbox_state { /* one known endpoint */
+    uint64_t id;
+    struct router *control;
+    struct route *route;
+    struct loop_timer readmit;
+    bool in_snapshot, drained, forget_when_idle;
+    uint32_t reported_in_flight;
+};
+
+struct router {
+    struct router_options options;
+    struct thread_shared *shared;
+    struct loop *loop;
+    uint32_t thread; /* our index in dispatches */
+    struct dialler *dialler;
+    struct link *link; /* NULL: none */
+    bool welcome, stopping, said_unreachable;
+    uint64_t epoch, sequence;
+    struct map routes;    /* function id -> struct route */
+    struct map sandboxes; /* sandbox id -> struct sandbox_state */
+    struct list active, garbage, due; /* of route_state */
+    struct loop_timer report;
+    struct loop_deferred flush;
+    struct vector_u64 {
+        uint64_t *items;
+        size_t count, capacity;
+    } drained;
+    struct failed_endpoint {
+        uint64_t sandbox_id;
+        char reason[160];
+    } *failed;
+    size_t failed_count, failed_capacity;
+    struct update_item *changes; /* for the threads, of this turn */
+    size_t change_count, change_capacity;
+    uint32_t threads_stopped;
+};
+
+static struct route_state *state_of(const struct route *r)
+{
+    return r->control;
+}
+
+static uint64_t time_now(const struct router *c)
+{
+    return loop_now_ns(c->loop);
+}
+
+#define GROW(items, count, capacity)                                                                                           \
+    do {                                                                                                                       \
+        if ((count) == (capacity)) {                                                                                           \
+            (capacity) = MAX((capacity) * 2, (size_t)16);                                                                      \
+            (items) = mem_resize((items), (capacity), sizeof(*(items)));                                                       \
+        }                                                                                                                      \
+    } while (0)
+
+/* ---- changes for the threads: gathered, and told in one update ---- */
+
+static void change_add(struct router *c, struct update_item item)
+{
+    GROW(c->changes, c->change_count, c->change_capacity);
+    c->changes[c->change_count++] = item;
+}
+
+/* What is to be done when every thread has carried an update out. */
+struct after {
+    struct dispatch_garbage **garbage;
+    size_t garbage_count, garbage_capacity;
+    struct route *route; /* to be freed, or NULL */
+};
+
+static void route_free(struct route *r)
+{
+    struct router *c = state_of(r)->control;
+    dispatch_free(r->dispatch);
+    for (uint32_t i = 0; i < c->shared->thread_count; i++)
+        free(r->stats[i]);
+    list_remove(&state_of(r)->active_node);
+    list_remove(&state_of(r)->garbage_node);
+    list_remove(&state_of(r)->due_node);
+    free(r->control);
+    free(r);
+}
+
+static void update_free(struct update *u)
+{
+    struct after *after = u->user;
+    if (after != NULL) {
+        for (size_t i = 0; i < after->garbage_count; i++)
+            dispatch_garbage_free(after->garbage[i]);
+        if (after->route != NULL)
+            route_free(after->route);
+        free(after->garbage);
+        free(after);
+    }
+    free(u->items);
+    free(u);
+}
+
+static void update_tell(struct router *c, struct update_item *items, size_t count, struct after *after)
+{
+    struct update *u = mem_new(sizeof(*u) + c->shared->thread_count * sizeof(u->posts[0]));
+    u->items = items;
+    u->count = count;
+    u->user = after;
+    u->on_done = update_free;
+    threads_update(c->shared, u);
+}
+
+static void changes_tell(struct router *c)
+{
+    if (c->change_count == 0)
+        return;
+    update_tell(c, c->changes, c->change_count, NULL);
+    c->changes = NULL;
+    c->change_count = c->change_capacity = 0;
+}
+
+/* ---- memory ---- */
+
+static void garbage_expect(struct route *r)
+{
+    struct route_state *s = state_of(r);
+    if (!list_is_linked(&s->garbage_node))
+        list_push_back(&s->control->garbage, &s->garbage_node);
+}
+
+static void garbage_collect(struct router *c)
+{
+    struct after *after = NULL;
+    list_for_each(s, &c->garbage, struct route_state, garbage_node)
+    {
+        struct dispatch_garbage *g = dispatch_collect(s->route->dispatch);
+        if (g != NULL) {
+            if (after == NULL)
+                after = mem_new(sizeof(*after));
+            GROW(after->garbage, after->garbage_count, after->garbage_capacity);
+            after->garbage[after->garbage_count++] = g;
+        }
+        if (s->removed_left == 0)
+            list_remove(&s->garbage_node);
+    }
+    if (after != NULL)
+        update_tell(c, NULL, 0, after);
+}
+
+static void on_endpoint_free(void *user, struct dispatch_endpoint *endpoint)
+{
+    struct route *r = user;
+    if (state_of(r)->removed_left > 0)
+        state_of(r)->removed_left--;
+    free(endpoint->user);
+}
+
+/* ---- reports ---- */
+
+static void flush_later(struct router *c)
+{
+    loop_defer(c->loop, &c->flush);
+}
+
+static void demand_due(struct route *r)
+{
+    struct route_state *s = state_of(r);
+    if (!list_is_linked(&s->due_node))
+        list_push_back(&s->control->due, &s->due_node);
+    flush_later(s->control);
+}
+
+static void fill_demand(struct route *r, Dirigent__Demand *m)
+{
+    struct dispatch_demand demand;
+    dispatch_demand(r->dispatch, &demand);
+    *m = (Dirigent__Demand)DIRIGENT__DEMAND__INIT;
+    m->function_id = r->id;
+    m->in_flight = demand.in_flight;
+    m->waiting = demand.waiting;
+    m->requests_total = demand.requests_total;
+    m->in_flight_average = state_of(r)->average;
+}
+
+struct loads { /* what each sandbox has in flight, where that has changed */
+    Dirigent__SandboxLoad *items;
+    size_t count, capacity;
+};
+
+static void loads_add(struct router *c, struct route *r, struct loads *loads)
+{
+    static_assert(ENDPOINTS_LOOKED_AT_MAX * sizeof(void *) <= 64 * 1024, "fits a stack");
+    struct dispatch_endpoint *endpoints[ENDPOINTS_LOOKED_AT_MAX];
+    size_t count = MIN(dispatch_endpoints(r->dispatch, endpoints, ENDPOINTS_LOOKED_AT_MAX), (size_t)ENDPOINTS_LOOKED_AT_MAX);
+    for (size_t i = 0; i < count; i++) {
+        struct sandbox_state *s = map_get(&c->sandboxes, endpoints[i]->sandbox_id);
+        uint32_t in_flight = dispatch_endpoint_in_flight(endpoints[i]);
+        if (s == NULL || s->reported_in_flight == in_flight)
+            continue;
+        s->reported_in_flight = in_flight;
+        GROW(loads->items, loads->count, loads->capacity);
+        loads->items[loads->count] = (Dirigent__SandboxLoad)DIRIGENT__SANDBOX_LOAD__INIT;
+        loads->items[loads->count].sandbox_id = endpoints[i]->sandbox_id;
+        loads->items[loads->count++].in_flight = in_flight;
+    }
+}
+
+static size_t due_count(struct router *c)
+{
+    size_t count = 0;
+    list_for_each(s, &c->due, struct route_state, due_node)
+        count++;
+    return count;
+}
+
+/* Pointers to the items of an array, as protobuf-c wants them. The caller frees. */
+static void *pointers_to(void *items, size_t count, size_t item_bytes)
+{
+    void **pointers = mem_new_array(count + 1, sizeof(*pointers));
+    for (size_t i = 0; i < count; i++)
+        pointers[i] = (char *)items + i * item_bytes;
+    return pointers;
+}
+
+static void send_reports(struct router *c, struct loads *loads)
+{
+    Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+    size_t demand_count = due_count(c), i = 0;
+    Dirigent__Demand *demands = mem_new_array(demand_count + 1, sizeof(*demands));
+    Dirigent__EndpointFailed *failures = mem_new_array(c->failed_count + 1, sizeof(*failures));
+    list_for_each(s, &c->due, struct route_state, due_node)
+    {
+        fill_demand(s->route, &demands[i++]);
+        list_remove(&s->due_node);
+    }
+    for (i = 0; i < c->failed_count; i++) {
+        failures[i] = (Dirigent__EndpointFailed)DIRIGENT__ENDPOINT_FAILED__INIT;
+        failures[i].sandbox_id = c->failed[i].sandbox_id;
+        failures[i].reason = c->failed[i].reason;
+    }
+    m.sequence = ++c->sequence;
+    m.n_demands = demand_count;
+    m.demands = pointers_to(demands, demand_count, sizeof(*demands));
+    m.n_endpoint_failures = c->failed_count;
+    m.endpoint_failures = pointers_to(failures, c->failed_count, sizeof(*failures));
+    m.n_drained = c->drained.count;
+    m.drained = c->drained.items;
+    m.n_sandbox_loads = loads != NULL ? loads->count : 0;
+    m.sandbox_loads = pointers_to(loads != NULL ? loads->items : NULL, m.n_sandbox_loads, sizeof(Dirigent__SandboxLoad));
+    link_send(c->link, &m.base);
+    free(m.demands);
+    free(m.endpoint_failures);
+    free(m.sandbox_loads);
+    free(demands);
+    free(failures);
+    c->drained.count = c->failed_count = 0;
+}
+
+/* What happened in this turn leaves as one message. While the control plane is away it is dropped: demand is told anew when
+ * it is back, and so is what was drained. */
+static void on_flush(struct loop_deferred *d)
+{
+    struct router *c = container_of(d, struct router, flush);
+    changes_tell(c);
+    if (c->link == NULL || !c->welcome) {
+        c->drained.count = c->failed_count = 0;
+        list_for_each(s, &c->due, struct route_state, due_node)
+            list_remove(&s->due_node);
+        return;
+    }
+    if (!list_is_empty(&c->due) || c->drained.count > 0 || c->failed_count > 0)
+        send_reports(c, NULL);
+}
+
+static void make_active(struct route *r)
+{
+    struct route_state *s = state_of(r);
+    if (!list_is_linked(&s->active_node))
+        list_push_back(&s->control->active, &s->active_node);
+}
+
+static void on_active_post(struct loop_post *post)
+{
+    make_active(container_of(post, struct route, active_post));
+}
+
+static void on_demand_post(struct loop_post *post)
+{
+    struct route *r = container_of(post, struct route, demand_post);
+    atomic_store(&r->demand_posted, false); /* before the numbers are read: what comes later posts again */
+    make_active(r);
+    demand_due(r);
+}
+
+/* True when nothing happens there any more; then the next request makes it active again. */
+static bool came_to_rest(struct route *r, uint64_t total_before)
+{
+    struct dispatch_demand demand;
+    atomic_store(&r->active, false);
+    dispatch_demand(r->dispatch, &demand);
+    if (demand.in_flight == 0 && demand.waiting == 0 && demand.requests_total == total_before)
+        return true;
+    atomic_store(&r->active, true);
+    return false;
+}
+
+static void on_report(struct loop_timer *timer)
+{
+    struct router *c = container_of(timer, struct router, report);
+    struct loads loads = {0};
+    uint64_t now = time_now(c);
+    list_for_each(s, &c->active, struct route_state, active_node)
+    {
+        struct dispatch_demand demand;
+        s->average = dispatch_average(s->route->dispatch, now);
+        dispatch_demand(s->route->dispatch, &demand);
+        if (!list_is_linked(&s->due_node))
+            list_push_back(&c->due, &s->due_node);
+        loads_add(c, s->route, &loads);
+        if (demand.in_flight == 0 && demand.waiting == 0 && s->average <= 0 && came_to_rest(s->route, demand.requests_total))
+            list_remove(&s->active_node);
+    }
+    if (c->link != NULL && c->welcome && (!list_is_empty(&c->due) || loads.count > 0))
+        send_reports(c, &loads);
+    free(loads.items);
+    garbage_collect(c);
+    loop_timer_start(c->loop, timer, now + REPORT_PERIOD_NS);
+}
+
+/* ---- sandboxes ---- */
+
+static void tell_drained(struct router *c, uint64_t sandbox_id)
+{
+    GROW(c->drained.items, c->drained.count, c->drained.capacity);
+    c->drained.items[c->drained.count++] = sandbox_id;
+    flush_later(c);
+}
+
+static void sandbox_forget(struct router *c, struct sandbox_state *s)
+{
+    struct route *r = s->route;
+    (void)map_remove(&c->sandboxes, s->id);
+    loop_timer_stop(c->loop, &s->readmit);
+    if (dispatch_endpoint_remove(r->dispatch, s->id))
+        state_of(r)->removed_left++;
+    garbage_expect(r);
+    change_add(c, (struct update_item){.kind = SANDBOX_GONE, .sandbox_id = s->id});
+    flush_later(c);
+    free(s);
+}
+
+struct idle_post {
+    struct loop_post post;
+    struct router *control;
+    uint64_t sandbox_id;
+};
+
+static void on_idle_post(struct loop_post *post)
+{
+    struct idle_post *p = container_of(post, struct idle_post, post);
+    struct router *c = p->control;
+    struct sandbox_state *s = map_get(&c->sandboxes, p->sandbox_id);
+    tell_drained(c, p->sandbox_id);
+    if (s != NULL) {
+        s->drained = true;
+        if (s->forget_when_idle)
+            sandbox_forget(c, s);
+    }
+    free(p);
+}
+
+/* Any thread. */
+static void on_endpoint_idle(void *user, struct dispatch_endpoint *endpoint)
+{
+    struct route *r = user;
+    struct idle_post *p = mem_new(sizeof(*p));
+    *p = (struct idle_post){.post.on_post = on_idle_post, .control = state_of(r)->control, .sandbox_id = endpoint->sandbox_id};
+    loop_post(r->control_loop, &p->post);
+}
+
+static void sandbox_drain(struct router *c, uint64_t sandbox_id)
+{
+    struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
+    if (s == NULL || s->drained) {
+        tell_drained(c, sandbox_id); /* nothing of it is in flight here */
+        return;
+    }
+    change_add(c, (struct update_item){.kind = SANDBOX_DRAINS, .sandbox_id = sandbox_id});
+    (void)dispatch_endpoint_drain(s->route->dispatch, sandbox_id);
+    flush_later(c);
+}
+
+/* Takes no new request, and is forgotten when it has none left. */
+static void sandbox_retire(struct router *c, uint64_t sandbox_id)
+{
+    struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
+    s->forget_when_idle = true;
+    if (s->drained)
+        sandbox_forget(c, s);
+    else
+        sandbox_drain(c, sandbox_id);
+}
+
+static void on_readmit(struct loop_timer *timer)
+{
+    struct sandbox_state *s = container_of(timer, struct sandbox_state, readmit);
+    (void)dispatch_endpoint_admit(s->route->dispatch, s->id, s->control->thread, time_now(s->control));
+}
+
+static void on_endpoint_failed(struct thread_shared *shared, uint64_t sandbox_id, const char *reason)
+{
+    struct router *c = shared->user;
+    struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
+    if (s == NULL)
+        return; /* gone already */
+    log_warn("endpoint.failed", LOG_U64("sandbox", sandbox_id), LOG_STR("function", s->route->name), LOG_STR("why", reason));
+    loop_timer_start(c->loop, &s->readmit, time_now(c) + READMIT_NS);
+    GROW(c->failed, c->failed_count, c->failed_capacity);
+    c->failed[c->failed_count].sandbox_id = sandbox_id;
+    snprintf(c->failed[c->failed_count++].reason, sizeof(c->failed[0].reason), "%s", reason);
+    flush_later(c);
+}
+
+static enum err sandbox_new(struct router *c, const Dirigent__Endpoint *m, struct sandbox **ret_sandbox, struct error *e)
+{
+    struct sandbox *sandbox = mem_new(sizeof(*sandbox));
+    enum err err = address_parse(m->address, &sandbox->address, &sandbox->address_bytes, e);
+    if (err != ERR_OK) {
+        free(sandbox);
+        return err;
+    }
+    sandbox->id = m->sandbox_id;
+    sandbox->added_ns = loop_update_now(c->loop); /* compared with the arrival of requests: exact */
+    sandbox->place_us = m->place_us;
+    sandbox->create_us = m->create_us;
+    sandbox->exec_us = m->exec_us;
+    sandbox->listen_us = m->listen_us;
+    snprintf(sandbox->worker, sizeof(sandbox->worker), "%s", m->worker);
+    *ret_sandbox = sandbox;
+    return ERR_OK;
+}
+
+static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
+{
+    struct route *r = map_get(&c->routes, m->function_id);
+    struct sandbox_state *s = map_get(&c->sandboxes, m->sandbox_id);
+    struct sandbox *sandbox;
+    struct error e = {0};
+    if (s != NULL) {
+        s->in_snapshot = true;
+        return;
+    }
+    if (r == NULL) {
+        log_warn("endpoint.no_function", LOG_U64("sandbox", m->sandbox_id), LOG_U64("function", m->function_id));
+        return;
+    }
+    if (sandbox_new(c, m, &sandbox, &e) != ERR_OK) {
+        log_error("endpoint.bad_address", LOG_U64("sandbox", m->sandbox_id), LOG_STR("why", e.text));
+        return;
+    }
+    s = mem_new(sizeof(*s));
+    *s = (struct sandbox_state){.id = m->sandbox_id, .control = c, .route = r, .in_snapshot = true};
+    loop_timer_init(&s->readmit, on_readmit);
+    map_put(&c->sandboxes, s->id, s);
+    garbage_expect(r); /* the list may have been outgrown */
+    bool added = dispatch_endpoint_add(r->dispatch, s->id, sandbox, c->thread, sandbox->added_ns);
+    assert(added);
+}
+
+static void sandbox_remove(struct router *c, uint64_t sandbox_id)
+{
+    struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
+    if (s != NULL)
+        sandbox_forget(c, s);
+}
+
+/* ---- functions ---- */
+
+static void on_route_gone(struct loop_post *post)
+{
+    struct route *r = container_of(post, struct route, gone_post);
+    struct after *after = mem_new(sizeof(*after));
+    after->route = r; /* after the updates that may still free endpoints of it */
+    update_tell(state_of(r)->control, NULL, 0, after);
+}
+
+static enum dispatch_policy policy_of(Dirigent__LoadBalancing lb)
+{
+    return (unsigned)lb < DISPATCH_POLICY_COUNT ? (enum dispatch_policy)lb : DISPATCH_LEAST_LOADED;
+}
+
+static struct route *route_new(struct router *c, const Dirigent__FunctionRoute *m)
+{
+    struct route *r = mem_new(sizeof(*r) + c->shared->thread_count * sizeof(r->stats[0]));
+    struct route_state *s = mem_new(sizeof(*s));
+    struct dispatch_options options = {
+        .concurrency = m->concurrency, .queue_max = m->queue_max, .policy = policy_of(m->load_balancing),
+        .threads = c->shared->thread_count + 1, .seed = clock_mono_ns(), .on_idle = on_endpoint_idle,
+        .on_free = on_endpoint_free, .user = r};
+    s->control = c;
+    s->route = r;
+    r->id = m->function_id;
+    snprintf(r->name, sizeof(r->name), "%s", m->name);
+    r->control = s;
+    r->control_loop = c->loop;
+    r->threads_left = c->shared->thread_count;
+    r->demand_post.on_post = on_demand_post;
+    r->active_post.on_post = on_active_post;
+    r->gone_post.on_post = on_route_gone;
+    r->dispatch = dispatch_new(&options);
+    return r;
+}
+
+static void route_settings(struct route *r, const Dirigent__FunctionRoute *m)
+{
+    atomic_store(&r->timeout_ns, (m->timeout_ms > 0 ? m->timeout_ms : 60000u) * NS_PER_MS);
+    atomic_store(&r->request_body_bytes_max,
+                 m->request_body_bytes_max > 0 ? m->request_body_bytes_max : REQUEST_BODY_BYTES_DEFAULT);
+    atomic_store(&r->concurrency, m->concurrency);
+}
+
+static void route_put(struct router *c, const Dirigent__FunctionRoute *m)
+{
+    struct route *r = map_get(&c->routes, m->function_id);
+    if (r != NULL) {
+        route_settings(r, m);
+        dispatch_configure(r->dispatch, m->concurrency, m->queue_max, policy_of(m->load_balancing), c->thread, time_now(c));
+        state_of(r)->in_snapshot = true;
+        return;
+    }
+    if (m->name[0] == '\0' || strlen(m->name) > FUNCTION_NAME_BYTES_MAX) {
+        log_error("function.bad_name", LOG_STR("name", m->name));
+        return;
+    }
+    r = route_new(c, m);
+    route_settings(r, m);
+    state_of(r)->in_snapshot = true;
+    map_put(&c->routes, r->id, r);
+    change_add(c, (struct update_item){.kind = ROUTE_ADD, .route = r});
+}
+
+/* Waiting requests are answered, those in flight go on with the sandboxes they have. The last slot given back is told
+ * (on_endpoint_idle) before the last thread lets the route go: its sandboxes are forgotten before it is freed. */
+static void route_remove(struct router *c, struct route *r)
+{
+    char text[128];
+    size_t cursor = 0, count = 0;
+    struct sandbox_state *s;
+    snprintf(text, sizeof(text), "function '%s' was deleted while the request waited", r->name);
+    struct failure *f = failure_new(answer_status(ANSWER_function_deleted), answer_code(ANSWER_function_deleted), text, STR_NONE, 0);
+    (void)map_remove(&c->routes, r->id);
+    (void)dispatch_close(r->dispatch, ERR_NOT_FOUND, f);
+    failure_drop(f);
+    uint64_t *ids = mem_new_array(c->sandboxes.count + 1, sizeof(*ids));
+    while ((s = map_next(&c->sandboxes, &cursor)) != NULL)
+        if (s->route == r)
+            ids[count++] = s->id;
+    for (size_t i = 0; i < count; i++)
+        sandbox_retire(c, ids[i]);
+    free(ids);
+    change_add(c, (struct update_item){.kind = ROUTE_REMOVE, .route = r});
+}
+
+static void fail_waiting(struct router *c, const Dirigent__FailWaiting *m)
+{
+    struct route *r = map_get(&c->routes, m->function_id);
+    if (r == NULL)
+        return;
+    struct failure *f =
+        failure_new(m->status >= 400 && m->status <= 599 ? m->status : answer_status(ANSWER_waiting_failed),
+                    m->code[0] != '\0' ? m->code : answer_code(ANSWER_waiting_failed),
+                    m->message[0] != '\0' ? m->message : answer_message(ANSWER_waiting_failed),
+                    (struct str){(const char *)m->last_output.data, m->last_output.len}, m->retry_after_s);
+    size_t count = dispatch_fail_waiting(r->dispatch, ERR_FAILED, f);
+    failure_drop(f);
+    log_debug("function.fail_waiting", LOG_STR("function", r->name), LOG_STR("code", m->code), LOG_U64("requests", count));
+    demand_due(r); /* at once: whoever waits from now on is told in a new report */
+}
+
+/* ---- snapshots ---- */
+
+static void snapshot_begin(struct router *c)
+{
+    size_t cursor = 0;
+    for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;)
+        state_of(r)->in_snapshot = false;
+    cursor = 0;
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
+        s->in_snapshot = false;
+}
+
+static void forget_routes(struct router *c)
+{
+    size_t cursor = 0, count = 0;
+    struct route **gone = mem_new_array(c->routes.count + 1, sizeof(struct route *));
+    for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;)
+        if (!state_of(r)->in_snapshot)
+            gone[count++] = r;
+    for (size_t i = 0; i < count; i++)
+        route_remove(c, gone[i]);
+    free(gone);
+}
+
+/* A sandbox that is not named takes no new request, but what it has may end: it may only be draining. When it is dead its
+ * connections say so. */
+static void forget_sandboxes(struct router *c)
+{
+    size_t cursor = 0, count = 0;
+    uint64_t *ids = mem_new_array(c->sandboxes.count + 1, sizeof(*ids));
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
+        if (!s->in_snapshot)
+            ids[count++] = s->id;
+    for (size_t i = 0; i < count; i++)
+        sandbox_retire(c, ids[i]);
+    free(ids);
+}
+
+/* ---- from the control plane ---- */
+
+static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
+{
+    if (m->snapshot)
+        snapshot_begin(c);
+    for (size_t i = 0; i < m->n_routes; i++)
+        route_put(c, m->routes[i]);
+    if (m->snapshot)
+        forget_routes(c);
+    for (size_t i = 0; i < m->n_removed_functions; i++) {
+        struct route *r = map_get(&c->routes, m->removed_functions[i]);
+        if (r != NULL)
+            route_remove(c, r);
+    }
+    for (size_t i = 0; i < m->n_endpoints; i++)
+        endpoint_put(c, m->endpoints[i]);
+    if (m->snapshot)
+        forget_sandboxes(c);
+    for (size_t i = 0; i < m->n_drain_sandboxes; i++)
+        sandbox_drain(c, m->drain_sandboxes[i]);
+    for (size_t i = 0; i < m->n_remove_sandboxes; i++)
+        sandbox_remove(c, m->remove_sandboxes[i]);
+    for (size_t i = 0; i < m->n_fail_waiting; i++)
+        fail_waiting(c, m->fail_waiting[i]);
+    for (size_t i = 0; i < m->n_want_demand; i++) {
+        struct route *r = map_get(&c->routes, m->want_demand[i]);
+        if (r != NULL)
+            demand_due(r);
+    }
+    flush_later(c);
+}
+
+/* A control plane that was away, or is a new one, knows nothing of what is going on here. */
+static void tell_everything(struct router *c)
+{
+    list_for_each(s, &c->active, struct route_state, active_node)
+        demand_due(s->route);
+    size_t cursor = 0;
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
+        s->reported_in_flight = 0;
+}
+
+static void take_welcome(struct router *c, struct link *link, const Dirigent__Welcome *w)
+{
+    if (w->refused[0] != '\0') {
+        log_error("control_plane.refused", LOG_STR("why", w->refused));
+        return; /* it closes */
+    }
+    c->welcome = true;
+    c->said_unreachable = false;
+    link_set_timers(link, w->heartbeat_ms, w->dead_after_ms);
+    atomic_store(&c->shared->control_plane_up, true);
+    log_info("control_plane.joined", LOG_STR("name", c->options.name), LOG_U64("epoch", c->epoch));
+}
+
+static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
+{
+    struct router *c = user;
+    if (c->threads_stopped == c->shared->thread_count)
+        return; /* nobody is left to do anything */
+    Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
+    if (m == NULL) {
+        link_close(link, ERR_PROTOCOL, "the control plane sent something that is no message of the protocol");
+        return;
+    }
+    if (m->epoch < c->epoch) {
+        log_warn("control_plane.stale", LOG_U64("epoch", m->epoch), LOG_U64("newest", c->epoch));
+        link_close(link, ERR_STALE, "its orders are of an older epoch");
+    } else {
+        c->epoch = m->epoch;
+        if (m->welcome != NULL)
+            take_welcome(c, link, m->welcome);
+        if (c->welcome) {
+            take_orders(c, m);
+            if (m->snapshot) {
+                atomic_store(&c->shared->ready, true);
+                tell_everything(c);
+            }
+        }
+    }
+    dirigent__from_control_plane__free_unpacked(m, NULL);
+}
+
+static void on_link_closed(struct link *link, void *user, enum err err, const char *why)
+{
+    struct router *c = user;
+    c->link = NULL;
+    c->welcome = false;
+    atomic_store(&c->shared->control_plane_up, false);
+    if (!c->stopping)
+        log_warn("control_plane.lost", LOG_STR("why", why));
+}
+
+static void on_dial_failed(struct dialler *d, void *user, const char *why)
+{
+    struct router *c = user;
+    if (c->said_unreachable)
+        return; /* once; `joined` ends it */
+    c->said_unreachable = true;
+    log_warn("control_plane.unreachable", LOG_STR("address", c->options.control_plane), LOG_STR("why", why));
+}
+
+static void on_up(struct dialler *d, void *user, struct link *link)
+{
+    struct router *c = user;
+    Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+    Dirigent__Hello hello = DIRIGENT__HELLO__INIT;
+    size_t cursor = 0;
+    uint64_t *known = mem_new_array(c->sandboxes.count + 1, sizeof(*known));
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
+        known[hello.n_known_sandbox_ids++] = s->id;
+    c->link = link;
+    c->sequence = 1;
+    hello.protocol_min = PROTOCOL_VERSION_MIN;
+    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.cluster = (char *)c->options.cluster_name;
+    hello.role = DIRIGENT__ROLE__ROLE_DATA_PLANE;
+    hello.name = (char *)c->options.name;
+    hello.software = (char *)"dirigent " DIRIGENT_VERSION;
+    hello.listen_address = (char *)c->options.listen_address;
+    hello.known_sandbox_ids = known;
+    m.hello = &hello;
+    m.sequence = c->sequence;
+    link_send(link, &m.base);
+    free(known);
+}
+
+/* ---- life ---- */
+
+static void on_thread_stopped(struct thread_shared *shared)
+{
+    struct router *c = shared->user;
+    if (++c->threads_stopped < shared->thread_count)
+        return;
+    loop_timer_stop(c->loop, &c->report);
+    if (c->link != NULL && c->welcome) {
+        Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+        m.goodbye = true;
+        m.sequence = ++c->sequence;
+        link_send(c->link, &m.base);
+    }
+    c->options.on_stopped(c->options.user);
+}
+
+enum err router_new(const struct router_options *options, struct router **ret_router, struct error *e)
+{
+    static const struct dialler_callbacks callbacks = {
+        .on_up = on_up, .on_failed = on_dial_failed, .link = {.on_frame = on_frame, .on_closed = on_link_closed}};
+    struct router *c = mem_new(sizeof(*c));
+    c->options = *options;
+    c->shared = options->shared;
+    c->loop = options->shared->control_loop;
+    c->thread = options->shared->thread_count;
+    list_init(&c->active);
+    list_init(&c->garbage);
+    list_init(&c->due);
+    c->flush.on_turn_end = on_flush;
+    loop_timer_init(&c->report, on_report);
+    enum err err = dialler_new(c->loop, options->control_plane, &callbacks, c, &c->dialler, e);
+    if (err != ERR_OK) {
+        free(c);
+        return err;
+    }
+    c->shared->user = c;
+    c->shared->on_endpoint_failed = on_endpoint_failed;
+    c->shared->on_thread_stopped = on_thread_stopped;
+    loop_timer_start(c->loop, &c->report, time_now(c) + REPORT_PERIOD_NS);
+    *ret_router = c;
+    return ERR_OK;
+}
+
+void router_stop(struct router *c, uint64_t deadline_ns)
+{
+    c->stopping = true;
+    for (uint32_t i = 0; i < c->shared->thread_count; i++)
+        thread_stop(c->shared->threads[i], deadline_ns);
+}
+
+void router_free(struct router *c)
+{
+    if (c == NULL)
+        return;
+    size_t cursor = 0;
+    loop_timer_stop(c->loop, &c->report);
+    loop_defer_cancel(&c->flush);
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;) {
+        loop_timer_stop(c->loop, &s->readmit);
+        free(s);
+    }
+    cursor = 0;
+    for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;)
+        route_free(r);
+    dialler_free(c->dialler);
+    loop_run_once(c->loop, 0); /* the goodbye leaves, the link closes */
+    map_done(&c->sandboxes);
+    map_done(&c->routes);
+    free(c->drained.items);
+    free(c->failed);
+    free(c->changes);
+    free(c);
+}
