@@ -472,9 +472,7 @@ int main(int argc, char **argv)
     (void)!write(OUTCOME_FD, outcome, strlen(outcome));
     (void)close(OUTCOME_FD);
     if (err != ERR_OK) {
-        if (l.shared.cgroups.version != 0)
-            cgroup_tree_remove(&l.shared.cgroups);
-        return 1;
+        return 1; /* what was made so far is swept by the next start */
     }
     loop_timer_start(l.loop, &l.orphan_timer, loop_now_ns(l.loop) + l.config.orphan_ms * NS_PER_MS);
     slots_refill(&l);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -180,6 +181,9 @@ static enum err tree_dir_open(struct cgroup_tree *t, int index, const char *pare
     t->dirs[index] = open(t->paths[index], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (t->dirs[index] < 0)
         return error_errno(e, "open cgroup '%s'", t->paths[index]);
+    /* Held as long as we or a helper of ours live: what lies in it is swept, so it must be nobody else's. */
+    if (flock(t->dirs[index], LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+        return error_set(e, ERR_BUSY, "cgroup '%s' is in use by another worker of the same --instance", t->paths[index]);
     sweep(t->dirs[index]);
     return ERR_OK;
 }
