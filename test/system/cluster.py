@@ -117,7 +117,9 @@ class Cluster:
         self.url = f"http://127.0.0.1:{self.invoke_port}"
         self.process, self.mark = None, 0
         self.number = Cluster.started = Cluster.started + 1
-        self.instance = f"t{os.getpid() % 46656:x}"[:4] + "abcdefghijklmnopqrstuvwxyz"[self.number % 26]
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+        pid = os.getpid() % 36 ** 3  # three digits tell runs apart that go on at once
+        self.instance = "t" + digits[pid // 1296] + digits[pid // 36 % 36] + digits[pid % 36] + digits[self.number % 26 + 10]
 
     # ---- life ----
 
