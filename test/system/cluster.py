@@ -119,7 +119,7 @@ class Cluster:
         self.number = Cluster.started = Cluster.started + 1
         digits = "0123456789abcdefghijklmnopqrstuvwxyz"
         pid = os.getpid() % 36 ** 3  # three digits tell runs apart that go on at once
-        self.instance = "t" + digits[pid // 1296] + digits[pid // 36 % 36] + digits[pid % 36] + digits[self.number % 26 + 10]
+        self.instance = "t" + digits[pid // 1296] + digits[pid // 36 % 36] + digits[pid % 36] + digits[self.number // 36 % 36] + digits[self.number % 36]
 
     # ---- life ----
 
