@@ -1,4 +1,5 @@
 """A real cluster (`dirigent up`) for a test, the client, and plain HTTP. Standard library only."""
+import fcntl
 import http.client
 import json
 import os
@@ -101,6 +102,30 @@ def is_alive(pid):
         return False
 
 
+class Place:
+    """Addresses and host ports that no other test cluster has, also not of another run: one of a few, kept by a lock."""
+    COUNT, SLOTS = 16, 128
+
+    def __init__(self):
+        for self.number in range(self.COUNT):
+            self.fd = os.open(f"/tmp/dirigent-test-place-{self.number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                os.close(self.fd)
+        else:
+            raise AssertionError("too many test clusters at once")
+        self.pool = f"10.{210 + self.number}.0.0"
+        # Above those of a cluster with the defaults, below the ports that the kernel gives out by itself.
+        self.host_port_base = 26200 + self.number * self.SLOTS
+
+    def leave(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
 class Cluster:
     """`dirigent up` with ports, directories and an address pool of its own."""
     started = 0
@@ -116,6 +141,7 @@ class Cluster:
         self.api_url = f"http://127.0.0.1:{self.api_port}"
         self.url = f"http://127.0.0.1:{self.invoke_port}"
         self.process, self.mark = None, 0
+        self.place = Place()
         self.number = Cluster.started = Cluster.started + 1
         digits = "0123456789abcdefghijklmnopqrstuvwxyz"
         pid = os.getpid() % 36 ** 3  # three digits tell runs apart that go on at once
@@ -128,8 +154,8 @@ class Cluster:
             "--listen": f"127.0.0.1:{self.invoke_port}", "--api": f"127.0.0.1:{self.api_port}",
             "--cluster": f"127.0.0.1:{self.cluster_port}", "--data-dir": self.data_dir, "--run-dir": self.run_dir,
             "--worker-metrics": f"127.0.0.1:{self.metrics_ports[0]}", "--instance": self.instance,
-            "--address-pool": f"10.{210 + self.number % 40}.0.0", "--host-port-base": 20000 + self.number % 8 * 512,
-            "--slots": 256, "--blanks": 8,
+            "--address-pool": self.place.pool, "--host-port-base": self.place.host_port_base,
+            "--slots": self.place.SLOTS, "--blanks": 8,
         }
         command = [str(BUILD / "dirigent"), "up"]
         for flag, value in defaults.items():
@@ -182,6 +208,7 @@ class Cluster:
         self.process.wait(30)
 
     def remove(self):
+        self.place.leave()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # ---- processes ----

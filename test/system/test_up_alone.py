@@ -38,6 +38,7 @@ def alone(tmp_path):
     for one in made:
         one.stop()
         print(one.log())
+        one.place.leave()
         assert leftovers(one) == []
 
 
@@ -136,4 +137,5 @@ def test_a_terminal_gets_colours_and_one_ctrl_c_is_enough(tmp_path):
         pass
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert b"stopping (Ctrl-C)" in seen
+    up.place.leave()
     assert leftovers(up) == []
