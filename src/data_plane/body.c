@@ -156,15 +156,14 @@ size_t body_send(struct client *c, const char *data, size_t bytes)
 
 /* ---- of the answer ---- */
 
-/* What is in thread->out (the head, perhaps) leaves together with the first of the body. */
-static void send_with_head(struct client *c, struct iovec *parts, int count)
+/* The head, when there is one, leaves together with the first of the body; then it is none any more. */
+static void send_with_head(struct client *c, struct str *head, struct iovec *parts, int count)
 {
-    struct buf *out = &c->thread->out;
     struct iovec all[PIECES_MAX * 3 + 2];
     int n = 0;
     size_t bytes = 0;
-    if (out->bytes > 0)
-        all[n++] = (struct iovec){out->data, out->bytes};
+    if (head->bytes > 0)
+        all[n++] = (struct iovec){(void *)head->data, head->bytes};
     for (int i = 0; i < count; i++)
         if (parts[i].iov_len > 0)
             all[n++] = parts[i];
@@ -173,30 +172,32 @@ static void send_with_head(struct client *c, struct iovec *parts, int count)
     if (n > 0)
         loop_stream_sendv(&c->stream, all, n);
     stat_add(&c->thread->counters.bytes_out, bytes);
-    out->bytes = 0;
+    *head = STR_NONE;
 }
 
-static void answer_plain(struct client *c, struct str piece)
+static void answer_plain(struct client *c, struct str *head, struct str piece)
 {
-    struct buf *out = &c->thread->out;
     struct iovec part = {.iov_base = (void *)piece.data, .iov_len = piece.bytes};
-    if (out->bytes > 0 && piece.bytes <= 1024) { /* one copy of a little is cheaper than a vector */
+    if (head->bytes > 0 && piece.bytes <= 1024) { /* one copy of a little is cheaper than a vector */
+        struct buf *out = &c->thread->out;        /* where the head lies */
+        assert(out->data == head->data && out->bytes == head->bytes);
         buf_append_str(out, piece);
+        *head = buf_str(out);
         part.iov_len = 0;
     }
-    send_with_head(c, &part, 1);
+    send_with_head(c, head, &part, 1);
 }
 
-static void answer_as_chunk(struct client *c, struct str piece)
+static void answer_as_chunk(struct client *c, struct str *head, struct str piece)
 {
     struct chunk_writer w;
     w.count = w.pieces = 0;
     if (piece.bytes > 0)
         chunk_add(&w, piece);
-    send_with_head(c, w.parts, w.count);
+    send_with_head(c, head, w.parts, w.count);
 }
 
-static enum err answer_from_chunks(struct client *c, const char *data, size_t bytes, size_t *ret_used)
+static enum err answer_from_chunks(struct client *c, struct str *head, const char *data, size_t bytes, size_t *ret_used)
 {
     struct http_chunked *chunked = &c->upstream->chunked;
     struct chunk_writer w;
@@ -215,7 +216,7 @@ static enum err answer_from_chunks(struct client *c, const char *data, size_t by
                 w.parts[w.count++] = (struct iovec){(void *)piece.data, piece.bytes};
         }
         if (w.pieces == PIECES_MAX || w.count == PIECES_MAX * 3) {
-            send_with_head(c, w.parts, w.count);
+            send_with_head(c, head, w.parts, w.count);
             w.count = w.pieces = 0;
         }
     }
@@ -228,12 +229,12 @@ static enum err answer_from_chunks(struct client *c, const char *data, size_t by
         buf_append_str(end, STR("\r\n"));
         w.parts[w.count++] = (struct iovec){end->data, end->bytes};
     }
-    send_with_head(c, w.parts, w.count);
+    send_with_head(c, head, w.parts, w.count);
     *ret_used = used;
     return err == ERR_MORE ? ERR_OK : err;
 }
 
-enum err body_answer(struct client *c, const char *data, size_t bytes, size_t *ret_used, bool *ret_done)
+enum err body_answer(struct client *c, struct str head, const char *data, size_t bytes, size_t *ret_used, bool *ret_done)
 {
     enum err err = ERR_OK;
     *ret_used = bytes;
@@ -242,23 +243,23 @@ enum err body_answer(struct client *c, const char *data, size_t bytes, size_t *r
     case HTTP_BODY_NONE:
         *ret_used = 0;
         *ret_done = true;
-        send_with_head(c, NULL, 0);
+        send_with_head(c, &head, NULL, 0);
         break;
     case HTTP_BODY_LENGTH:
         *ret_used = (size_t)MIN((uint64_t)bytes, c->answer_left);
         c->answer_left -= *ret_used;
         *ret_done = c->answer_left == 0;
-        answer_plain(c, (struct str){data, *ret_used});
+        answer_plain(c, &head, (struct str){data, *ret_used});
         break;
     case HTTP_BODY_CHUNKED:
-        err = answer_from_chunks(c, data, bytes, ret_used);
+        err = answer_from_chunks(c, &head, data, bytes, ret_used);
         *ret_done = c->upstream->chunked.done;
         break;
     case HTTP_BODY_UNTIL_CLOSE:
         if (c->answer_chunked)
-            answer_as_chunk(c, (struct str){data, bytes});
+            answer_as_chunk(c, &head, (struct str){data, bytes});
         else
-            answer_plain(c, (struct str){data, bytes});
+            answer_plain(c, &head, (struct str){data, bytes});
         break;
     }
     if (loop_stream_pending(&c->stream) > 0)

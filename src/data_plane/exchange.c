@@ -594,11 +594,11 @@ static size_t take_heads(struct client *c, const char *data, size_t bytes)
     return used;
 }
 
-static void take_body(struct client *c, const char *data, size_t bytes)
+static void take_body(struct client *c, struct str head, const char *data, size_t bytes)
 {
     size_t used;
     bool done;
-    if (body_answer(c, data, bytes, &used, &done) != ERR_OK) {
+    if (body_answer(c, head, data, bytes, &used, &done) != ERR_OK) {
         error_set(&c->thread->error, ERR_PROTOCOL, "the chunks of its body are not valid");
         bad_answer(c); /* cuts */
         return;
@@ -629,10 +629,10 @@ static void take_answer(struct client *c, const char *data, size_t bytes)
         }
         if (c->state != CLIENT_ANSWERING)
             return;
-        take_body(c, data + used, bytes - used);
+        take_body(c, buf_str(&c->thread->out), data + used, bytes - used);
         return;
     }
-    take_body(c, data, bytes);
+    take_body(c, STR_NONE, data, bytes);
 }
 
 /* Both directions have ended: what is on its way still arrives. */

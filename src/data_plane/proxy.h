@@ -206,8 +206,9 @@ void body_begin(struct client *c, const struct http_request *r);
 must_check enum err body_take_small(struct client *c, const char *data, size_t bytes, size_t *ret_used);
 /* Sends to the sandbox; returns how much was used, all of it unless the body ends before. */
 size_t body_send(struct client *c, const char *data, size_t bytes);
-/* Of the answer, behind what is in thread->out. True when the answer is complete; then *ret_used says how much was its. */
-must_check enum err body_answer(struct client *c, const char *data, size_t bytes, size_t *ret_used, bool *ret_done);
+/* Of the answer, behind `head` (in thread->out, or STR_NONE). *ret_done: the answer is complete, *ret_used of the bytes were its. */
+must_check enum err body_answer(struct client *c, struct str head, const char *data, size_t bytes, size_t *ret_used,
+                                bool *ret_done);
 
 /* upstream.c */
 struct pool *pool_of(struct thread *t, struct dispatch_endpoint *endpoint);
