@@ -31,15 +31,21 @@ static bool told(const char *program, const char *word)
     return strstr(words_of(program), word) != NULL;
 }
 
+/* One that ends at once or says nothing has never joined. */
+static bool joins(const char *program)
+{
+    return !told(program, "silent") && !told(program, "exit=");
+}
+
 static void on_request(struct http_exchange *x, void *user)
 {
     const struct http_request *request = http_exchange_request(x);
     const char *alive = "{\"items\":[{\"state\":\"alive\"}]}", *none = "{\"items\":[]}";
     const char *answer = "{}";
     if (str_equal(request->path, STR("/v1/workers")))
-        answer = told("worker", "silent") ? none : alive;
+        answer = joins("worker") ? alive : none;
     if (str_equal(request->path, STR("/v1/data-planes")))
-        answer = told("data-plane", "silent") ? none : alive;
+        answer = joins("data-plane") ? alive : none;
     (void)user;
     http_exchange_answer(x, 200, "application/json", str_of(answer), NULL);
 }

@@ -13,11 +13,17 @@
  * ORDER_VERSION_FAILED, and `active` stays. A function without an active version starts `latest` on demand.
  *
  * Life of a sandbox here: starting -> ready -> draining -> stopping -> gone. Draining: routes withdrawn,
- * waiting for every data plane that knew it to say drained (or die), then stopped; never stopped under a
- * request unless the drain deadline (function timeout + 5 s) passes.
+ * waiting for every data plane to say drained (or die), then stopped; never stopped under a request unless the drain
+ * deadline (function timeout + 5 s) passes. A draining sandbox never serves again: new demand starts another.
+ * `max` bounds starting + ready; a probe comes on top of it.
  *
- * Crash loops: failed starts of a version back off 100 ms, doubled to 30 s, reset by a sandbox that stays
- * ready for 10 s; waiting requests get ORDER_FAIL_WAITING at once with the cause.
+ * Crash loops: failed starts back off 100 ms, doubled to 30 s, reset by a sandbox that stays ready for 10 s; waiting
+ * requests get ORDER_FAIL_WAITING at once with the cause, when nothing of the function is starting or ready. Without
+ * room they get it too, unless a worker that is away may come back; they are served when room appears.
+ *
+ * After a start (a new leader): registrations come from the store, sandboxes from the workers' hellos. Before all
+ * known workers have spoken, waiting requests start sandboxes, nothing else does; a data plane that knows sandboxes
+ * keeps them (its snapshot waits).
  *
  * Sources: Knative KPA as described in docs/decisions/, original's defaults in function.h; placement
  * scores after Kubernetes' LeastAllocated and BalancedAllocation. */
@@ -30,10 +36,11 @@ struct control; /* opaque */
 struct control_options {
     uint64_t seed;
     uint64_t epoch;                  /* of this leadership; sandbox ids carry it */
-    uint32_t peer_dead_after_ms;     /* worker or data plane silent for so long is dead */
+    uint32_t peer_dead_after_ms;     /* a worker whose connection closes after so long a silence is dead at once */
     uint32_t reconnect_grace_ms;     /* a worker whose connection closed: its sandboxes keep serving for so
                                         long before they are given up (its daemon may just restart) */
-    uint32_t reconstruction_ms;      /* after start: no scale-down before every worker known from the
+    uint32_t reconstruction_ms;      /* after start: nothing is stopped that may be wanted, and nothing is
+                                        started that nobody waits for, before every peer known from the
                                         store has spoken, or so long has passed */
 };
 
@@ -62,6 +69,11 @@ struct sandbox_report { /* what a worker says of one sandbox */
     struct str detail, last_output; /* borrowed */
 };
 
+struct sandbox_load {
+    uint64_t sandbox_id;
+    uint32_t in_flight;
+};
+
 enum event_kind {
     EVENT_TICK,              /* time has passed; the shell calls at control_next_due_ms() */
     EVENT_FUNCTION_PUT,      /* create or update; also when loading the store */
@@ -72,9 +84,11 @@ enum event_kind {
     EVENT_WORKER_GOODBYE,    /* left on purpose */
     EVENT_WORKER_CORDON,     /* flag: no new placements */
     EVENT_PEER_ALIVE,        /* anything was heard from worker or data plane */
-    EVENT_DATA_PLANE_UP,
+    EVENT_DATA_PLANE_KNOWN,  /* from the store, before it has connected */
+    EVENT_DATA_PLANE_UP,     /* said hello, with the sandboxes it knows */
     EVENT_DATA_PLANE_CLOSED,
     EVENT_DEMAND,
+    EVENT_LOADS,             /* what sandboxes have in flight at a data plane: idle ones are stopped first */
     EVENT_DRAINED,
     EVENT_ENDPOINT_FAILED,   /* a data plane could not connect to it */
     EVENT_SANDBOX,           /* a worker's report of one sandbox */
@@ -114,12 +128,17 @@ struct control_event {
             uint64_t data_plane_id;
             const uint64_t *known_sandbox_ids;
             size_t known_sandbox_count;
-        } data_plane; /* UP, CLOSED */
+        } data_plane; /* KNOWN, UP, CLOSED */
         struct {
             uint64_t data_plane_id, function_id;
             uint32_t in_flight, waiting;
             double in_flight_average;
         } demand;
+        struct {
+            uint64_t data_plane_id;
+            const struct sandbox_load *items; /* those that changed */
+            size_t count;
+        } loads;
         struct {
             uint64_t data_plane_id, sandbox_id;
         } endpoint; /* DRAINED, ENDPOINT_FAILED */

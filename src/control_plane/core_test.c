@@ -277,6 +277,33 @@ TEST(waiting_requests_start_as_many_sandboxes_at_once)
     world_done(&w);
 }
 
+TEST(a_burst_keeps_its_sandboxes_for_a_window)
+{
+    struct world w = world_new();
+    uint64_t ids[4];
+    worker_up(&w, 1, NULL, 0);
+    data_plane_up(&w, 9);
+    function_put(&w, 5, 1, 0, 8, false);
+    demand(&w, 9, 5, 0, 4);
+    REQUIRE(count_orders(&w, ORDER_START) == 4);
+    for (size_t i = 0; i < 4; i++)
+        ids[i] = w.orders.items[i].sandbox_id;
+    for (size_t i = 0; i < 4; i++)
+        report(&w, 1, ids[i], 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    w.now_ms += 20;
+    demand(&w, 9, 5, 0, 0);
+    CHECK_EQ(count_orders(&w, ORDER_DRAIN), 0); /* not by demand */
+    struct function_view v;
+    for (uint64_t end = w.now_ms + 50000; w.now_ms < end;)
+        tick_to(&w, w.now_ms + 1000);
+    REQUIRE(control_function(w.core, 5, &v));
+    CHECK_EQ(v.ready, 4); /* nor by a window that the burst hardly fills */
+    tick_to(&w, w.now_ms + 100000);
+    REQUIRE(control_function(w.core, 5, &v));
+    CHECK_EQ(v.ready, 0);
+    world_done(&w);
+}
+
 TEST(the_minimum_holds_from_registration_and_comes_back_after_a_crash)
 {
     struct world w = world_new();

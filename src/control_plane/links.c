@@ -112,11 +112,15 @@ void links_tell_core(struct links *l)
     size_t cursor = 0;
     struct known *k;
     while ((k = map_next(&l->known, &cursor)) != NULL) {
-        struct control_event event = {.kind = EVENT_WORKER_KNOWN};
-        event.worker.worker_id = k->record.id;
-        event.worker.name = k->record.name;
-        if (k->is_worker)
-            shell_step(l->cp, &event);
+        struct control_event event = {.kind =
+                                          k->is_worker ? EVENT_WORKER_KNOWN : EVENT_DATA_PLANE_KNOWN};
+        if (k->is_worker) {
+            event.worker.worker_id = k->record.id;
+            event.worker.name = k->record.name;
+        } else {
+            event.data_plane.data_plane_id = k->record.id;
+        }
+        shell_step(l->cp, &event);
     }
 }
 
@@ -635,11 +639,26 @@ static void take_endpoint_event(struct peer *p, enum event_kind kind, uint64_t s
     shell_step(p->links->cp, &event);
 }
 
+static void take_loads(struct peer *p, const Dirigent__ToControlPlane *m)
+{
+    struct control_event event = {.kind = EVENT_LOADS};
+    struct sandbox_load *loads = mem_new_array(m->n_sandbox_loads + 1, sizeof(*loads));
+    for (size_t i = 0; i < m->n_sandbox_loads; i++) {
+        const Dirigent__SandboxLoad *load = m->sandbox_loads[i];
+        map_put(&p->in_flight, load->sandbox_id, (void *)((uintptr_t)load->in_flight + 1));
+        loads[i] = (struct sandbox_load){load->sandbox_id, load->in_flight};
+    }
+    event.loads.data_plane_id = p->known->record.id;
+    event.loads.items = loads;
+    event.loads.count = m->n_sandbox_loads;
+    shell_step(p->links->cp, &event);
+    free(loads);
+}
+
 static void take_data_plane_message(struct peer *p, const Dirigent__ToControlPlane *m)
 {
-    for (size_t i = 0; i < m->n_sandbox_loads; i++)
-        map_put(&p->in_flight, m->sandbox_loads[i]->sandbox_id,
-                (void *)((uintptr_t)m->sandbox_loads[i]->in_flight + 1));
+    if (m->n_sandbox_loads > 0)
+        take_loads(p, m); /* before the demand that may stop some: the idle ones */
     for (size_t i = 0; i < m->n_demands; i++)
         take_demand(p, m->demands[i]);
     for (size_t i = 0; i < m->n_endpoint_failures; i++) {

@@ -12,7 +12,7 @@ struct links;
 must_check enum err links_new(struct control_plane *cp, struct links **ret_links, struct error *e);
 /* While the store is loaded. */
 void links_load(struct links *l, enum store_kind kind, const struct peer_record *record);
-/* After the load: tells the core the workers that are known. */
+/* After the load: tells the core the peers that are known. */
 void links_tell_core(struct links *l);
 /* Begins to listen on the settings' `cluster`. */
 must_check enum err links_listen(struct links *l, struct error *e);

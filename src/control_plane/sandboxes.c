@@ -1,19 +1,88 @@
-/* sandboxes.c - starting -> ready -> draining -> stopping -> gone. */
+/* sandboxes.c - the life of a sandbox: starting -> ready -> draining -> stopping -> gone. */
 #include "control_plane/core_state.h"
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define BACKOFF_MS_MIN 100u
-#define BACKOFF_MS_MAX 30000u
-#define PROVEN_AFTER_MS 10000u /* ready for so long: what happens now is no failed start */
-#define DRAIN_SLACK_MS 5000u
+#define DRAIN_SLACK_MS 5000u /* over the function's timeout, for a request that just came */
+#define SPARES_AT_ONCE 128u
 
-struct core_sandbox *sandbox_new(struct control *c, struct core_function *f, struct core_worker *w, uint64_t id, uint32_t version)
+#define TO(s) (1u << (s))
+static const struct {
+    const char *name;
+    unsigned next; /* the states that may follow; GONE is sandbox_gone() */
+} states[SANDBOX_STATE_COUNT] = {
+    [SANDBOX_STARTING] = {"starting", TO(SANDBOX_READY) | TO(SANDBOX_STOPPING)},
+    [SANDBOX_READY] = {"ready", TO(SANDBOX_DRAINING)},
+    [SANDBOX_DRAINING] = {"draining", TO(SANDBOX_STOPPING)},
+    [SANDBOX_STOPPING] = {"stopping", 0},
+    [SANDBOX_GONE] = {"gone", 0},
+};
+
+/* ---- counting ---- */
+
+static void count(const struct core_sandbox *s, int32_t by)
 {
-    const struct function_spec *spec = scale_spec_of(f, version);
-    struct core_sandbox *s = mem_new(sizeof(*s));
+    struct core_function *f = s->function;
+    struct core_version *v = function_version(f, s->version);
+    if (s->state == SANDBOX_DRAINING)
+        f->draining += (uint32_t)by;
+    if (v == NULL)
+        return; /* of a version that is no more */
+    if (s->state == SANDBOX_STARTING) {
+        v->starting += (uint32_t)by;
+        v->doubtful += s->doubtful ? (uint32_t)by : 0;
+    } else if (s->state == SANDBOX_READY) {
+        v->ready += (uint32_t)by;
+    }
+}
+
+/* The only writer of `state`. */
+static void sandbox_move(struct control *c, struct core_sandbox *s, enum sandbox_state to)
+{
+    assert(states[s->state].next & TO(to));
+    count(s, -1);
+    s->state = to;
+    s->doubtful = false;
+    count(s, 1);
+    function_touch(c, s->function);
+}
+
+void sandbox_doubt(struct core_sandbox *s, bool doubtful)
+{
+    count(s, -1);
+    s->doubtful = doubtful && s->state == SANDBOX_STARTING;
+    count(s, 1);
+}
+
+/* ---- memory: records are reused, in slabs that go with the process of their control ---- */
+
+static struct core_sandbox *record_take(struct control *c)
+{
+    struct core_sandbox *s = c->spare;
+    if (s == NULL) {
+        for (unsigned i = 0; i < SPARES_AT_ONCE; i++) {
+            s = mem_new(sizeof(*s));
+            s->of_function.next = (struct list *)c->spare;
+            c->spare = s;
+        }
+    }
+    c->spare = (struct core_sandbox *)s->of_function.next;
+    *s = (struct core_sandbox){0};
+    return s;
+}
+
+static void record_give(struct control *c, struct core_sandbox *s)
+{
+    s->of_function.next = (struct list *)c->spare;
+    c->spare = s;
+}
+
+struct core_sandbox *sandbox_new(struct control *c, struct core_function *f, struct core_worker *w,
+                                 uint64_t id, uint32_t version)
+{
+    const struct core_version *v = function_version(f, version);
+    const struct function_spec *spec = v != NULL ? &v->spec : &f->latest.spec;
+    struct core_sandbox *s = record_take(c);
     s->id = id;
     s->function = f;
     s->worker = w;
@@ -21,288 +90,234 @@ struct core_sandbox *sandbox_new(struct control *c, struct core_function *f, str
     s->state = SANDBOX_STARTING;
     s->cpu_milli = spec->cpu_milli;
     s->memory_bytes = spec->memory_bytes;
+    s->timeout_ms = spec->timeout_ms;
+    s->stop_grace_ms = spec->stop_grace_ms;
+    s->seen_step = c->steps;
     s->due = (struct due){.heap_index = SIZE_MAX, .kind = DUE_SANDBOX};
     list_push_back(&f->sandboxes, &s->of_function);
     list_push_back(&w->sandboxes, &s->of_worker);
     map_put(&c->sandboxes, id, s);
     placement_reserve(c->placement, &w->room, s->cpu_milli, s->memory_bytes);
-    f->starting++;
+    count(s, 1);
     return s;
 }
 
-void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane)
+/* ---- draining and stopping ---- */
+
+void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id)
 {
-    struct control_order *o = core_order(c, ORDER_ENDPOINT, data_plane);
+    struct control_order *o = core_order(c, ORDER_ENDPOINT, data_plane_id);
     o->function_id = s->function->id;
     o->sandbox_id = s->id;
     o->version = s->version;
 }
 
-static void stop(struct control *c, struct core_sandbox *s)
+void sandbox_stop_tell(struct control *c, const struct core_sandbox *s)
 {
-    struct core_function *f = s->function;
-    if (s->state == SANDBOX_STOPPING)
-        return;
-    if (s->state == SANDBOX_STARTING)
-        f->starting--;
-    else if (s->state == SANDBOX_READY)
-        f->ready--;
-    else if (s->state == SANDBOX_DRAINING)
-        f->draining--;
-    s->state = SANDBOX_STOPPING;
-    core_due_at(c, &s->due, UINT64_MAX);
     struct control_order *o = core_order(c, ORDER_STOP, s->worker->id);
-    o->function_id = f->id;
+    o->function_id = s->function->id;
     o->sandbox_id = s->id;
     o->version = s->version;
-    o->grace_ms = scale_spec_of(f, s->version)->stop_grace_ms;
+    o->grace_ms = s->stop_grace_ms;
 }
 
-void sandbox_drained(struct control *c, struct core_sandbox *s, uint64_t data_planes)
+static void stop(struct control *c, struct core_sandbox *s)
 {
-    s->undrained &= ~data_planes;
-    if (s->state == SANDBOX_DRAINING && s->undrained == 0)
+    sandbox_move(c, s, SANDBOX_STOPPING);
+    due_at(c, &s->due, UINT64_MAX);
+    sandbox_stop_tell(c, s);
+}
+
+/* A data plane that has not come back yet may have requests there too. */
+void sandbox_stop_when_drained(struct control *c, struct core_sandbox *s)
+{
+    bool is_over = c->now_ms >= s->due.at_ms;
+    bool is_idle = s->undrained == 0 && (c->awaited_planes == 0 || !core_awaits_anybody(c));
+    if (s->state == SANDBOX_DRAINING && (is_idle || is_over))
         stop(c, s);
 }
 
 void sandbox_drain(struct control *c, struct core_sandbox *s)
 {
-    struct core_function *f = s->function;
     if (s->state == SANDBOX_STARTING) {
         stop(c, s); /* no data plane knows it */
         return;
     }
     if (s->state != SANDBOX_READY)
         return;
-    f->ready--;
-    f->draining++;
-    s->state = SANDBOX_DRAINING;
-    s->undrained = 0;
-    for (unsigned i = 0; i < DATA_PLANES_MAX; i++)
-        if (c->data_planes[i].alive)
-            s->undrained |= UINT64_C(1) << i;
-    if (s->undrained == 0) {
-        stop(c, s);
-        return;
+    sandbox_move(c, s, SANDBOX_DRAINING);
+    s->undrained = c->alive_mask;
+    due_at(c, &s->due, c->now_ms + s->timeout_ms + DRAIN_SLACK_MS);
+    if (s->undrained != 0) {
+        struct control_order *o = core_order(c, ORDER_DRAIN, ALL_DATA_PLANES);
+        o->function_id = s->function->id;
+        o->sandbox_id = s->id;
     }
-    struct control_order *o = core_order(c, ORDER_DRAIN, ALL_DATA_PLANES);
-    o->function_id = f->id;
-    o->sandbox_id = s->id;
-    core_due_at(c, &s->due, c->now_ms + scale_spec_of(f, s->version)->timeout_ms + DRAIN_SLACK_MS);
-}
-
-void sandbox_due(struct control *c, struct core_sandbox *s)
-{
-    if (s->state == SANDBOX_DRAINING)
-        stop(c, s); /* a request has outlived its own deadline */
+    sandbox_stop_when_drained(c, s);
 }
 
 /* ---- ready ---- */
-
-static void version_activate(struct control *c, struct core_function *f)
-{
-    f->active = f->latest;
-    if (f->proving) { /* the sandbox that proved it stays for a window, as if it had been called */
-        f->desired = MAX(f->desired, 1u);
-        autoscaler_push(&f->autoscaler, &f->spec.scaling, 1, c->now_ms);
-    }
-    f->proving = false;
-    f->latest_state = VERSION_READY;
-    function_spec_done(&f->active_spec);
-    function_spec_init(&f->active_spec);
-    struct control_order *o = core_order(c, ORDER_VERSION_ACTIVE, 0);
-    o->function_id = f->id;
-    o->version = f->active;
-    list_for_each(s, &f->sandboxes, struct core_sandbox, of_function)
-    {
-        if (s->version == f->active) {
-            if (s->state == SANDBOX_READY)
-                sandbox_endpoint_tell(c, s, ALL_DATA_PLANES);
-        } else {
-            sandbox_drain(c, s);
-        }
-    }
-}
 
 static void on_ready(struct control *c, struct core_sandbox *s, const struct sandbox_report *r)
 {
     struct core_function *f = s->function;
     if (s->state != SANDBOX_STARTING)
         return;
-    f->starting--;
-    f->ready++;
-    s->state = SANDBOX_READY;
     s->ready_at_ms = c->now_ms;
     s->address = r->address;
     s->started_at_ms = r->started_at_ms;
     s->create_us = r->create_us;
     s->exec_us = r->exec_us;
     s->listen_us = r->listen_us;
-    if (s->version == f->latest && f->active != f->latest)
-        version_activate(c, f);
-    else if (s->version == f->active)
+    sandbox_move(c, s, SANDBOX_READY);
+    if (f->deleted) {
+        sandbox_drain(c, s);
+    } else if (s->version == f->latest.number && !f->latest_is_active) {
+        function_activate(c, f);
+    } else if (s->version == function_serving(f)->number) {
         sandbox_endpoint_tell(c, s, ALL_DATA_PLANES);
-    else
+        f->latest_state = f->latest_is_active ? VERSION_READY : f->latest_state;
+    } else {
         sandbox_drain(c, s); /* overtaken by a newer version */
-    if (s->version == f->latest) {
-        f->failure[0] = '\0';
-        f->latest_state = VERSION_READY;
     }
-    scale_function(c, f);
+    if (s->version == function_serving(f)->number)
+        failure_clear(f->failure);
 }
 
 /* ---- gone ---- */
 
-/* The story of a sandbox that ended by itself, in one sentence. */
-static void failure_tell(struct core_function *f, const struct core_sandbox *s, const struct sandbox_report *r)
+/* The program's fault, or that of its spec: the next start will not be different. */
+static bool is_of_program(enum gone_reason reason)
 {
-    const struct function_spec *spec = scale_spec_of(f, s->version);
-    const char *before = s->state == SANDBOX_STARTING ? "before it listened on port " : "while it served on port ";
-    char detail[300];
-    (void)snprintf(detail, sizeof(detail), "%.*s", (int)MIN(r->detail.bytes, sizeof(detail) - 1), r->detail.bytes > 0 ? r->detail.data : "");
-    f->failure_reason = r->reason;
-    f->failure_output.bytes = 0;
-    buf_append_str(&f->failure_output, r->last_output);
-    switch (r->reason) {
-    case GONE_EXITED:
-        (void)snprintf(f->failure, sizeof(f->failure), "the program exited with code %d %s%u", r->exit_code, before, spec->port);
-        break;
-    case GONE_SIGNALED:
-        (void)snprintf(f->failure, sizeof(f->failure), "the program was killed by signal %d (%s) %s%u", r->signal, strsignal(r->signal), before, spec->port);
-        break;
-    case GONE_OUT_OF_MEMORY:
-        (void)snprintf(f->failure, sizeof(f->failure), "the program used more than its %" PRIu64 " MiB of memory", spec->memory_bytes / MIB);
-        break;
-    case GONE_START_TIMEOUT:
-        (void)snprintf(f->failure, sizeof(f->failure), "the program did not listen on port %u within %u s", spec->port, spec->start_deadline_ms / 1000);
-        break;
-    case GONE_WRONG_PORT:
-        (void)snprintf(f->failure, sizeof(f->failure), "the program listens on port %u, not on port %u ($PORT)", r->wrong_port, spec->port);
-        break;
-    case GONE_NO_ROOM:
-        (void)snprintf(f->failure, sizeof(f->failure), "the worker had no room: %s", detail);
-        break;
-    case GONE_WORKER_LOST:
-        (void)snprintf(f->failure, sizeof(f->failure), "the worker of the sandbox is lost");
-        break;
-    case GONE_EXEC_FAILED:
-    case GONE_CODE_UNAVAILABLE:
-    case GONE_UNKNOWN:
-    case GONE_STOPPED:
-    case GONE_INTERNAL:
-    case GONE_REASON_COUNT:
-        (void)snprintf(f->failure, sizeof(f->failure), "%s", detail[0] != '\0' ? detail : "the sandbox could not be started");
-        break;
-    }
+    return reason != GONE_STOPPED && reason != GONE_WORKER_LOST && reason != GONE_NO_ROOM;
 }
 
-static void start_failed(struct control *c, struct core_function *f, const struct core_sandbox *s, const struct sandbox_report *r)
+static void trial_failed(struct control *c, struct core_function *f, const struct core_sandbox *s,
+                         const struct sandbox_report *r)
 {
-    failure_tell(f, s, r);
-    if (r->reason != GONE_WORKER_LOST) {
-        f->backoff_ms = f->backoff_ms == 0 ? BACKOFF_MS_MIN : MIN(f->backoff_ms * 2, BACKOFF_MS_MAX);
-        f->retry_at_ms = c->now_ms + f->backoff_ms;
+    failure_tell(&f->trial_failure, &f->latest.spec, s->state, r);
+    f->proving = false;
+    f->latest_state = VERSION_FAILED;
+    struct control_order *o = core_order(c, ORDER_VERSION_FAILED, 0);
+    o->function_id = f->id;
+    o->version = s->version;
+    o->reason = r->reason;
+    o->code = failure_code(r->reason);
+    o->message = f->trial_failure->text;
+    o->last_output = (struct str){f->trial_failure->output, f->trial_failure->output_bytes};
+}
+
+static void start_failed(struct control *c, struct core_function *f, const struct core_sandbox *s,
+                         const struct sandbox_report *r)
+{
+    const struct core_version *v = function_version(f, s->version);
+    if (v == NULL || r->reason == GONE_STOPPED || r->reason == GONE_WORKER_LOST)
+        return; /* elsewhere it may go well */
+    if (v == &f->latest && f->proving && is_of_program(r->reason))
+        trial_failed(c, f, s, r);
+    if (v != function_serving(f)) {
+        f->retry_at_ms = MAX(f->retry_at_ms, c->now_ms + 100); /* a trial goes on elsewhere */
+        return;
     }
-    if (s->version == f->latest && f->proving && r->reason != GONE_WORKER_LOST) {
-        f->proving = false;
+    failure_tell(&f->failure, &v->spec, s->state, r);
+    scale_back_off(c, f);
+    if (!f->latest_is_active && f->old.number == 0 && is_of_program(r->reason))
         f->latest_state = VERSION_FAILED;
-        struct control_order *o = core_order(c, ORDER_VERSION_FAILED, 0);
-        o->function_id = f->id;
-        o->version = s->version;
-        o->reason = r->reason;
-        o->code = scale_failure_code(r->reason);
-        o->message = f->failure;
-        o->last_output = buf_str(&f->failure_output);
-    } else if (s->version == f->latest && f->active != f->latest) {
-        f->latest_state = VERSION_FAILED;
+    f->told = false;
+}
+
+static void ready_failed(struct control *c, struct core_function *f, const struct core_sandbox *s,
+                         const struct sandbox_report *r)
+{
+    const struct core_version *v = function_version(f, s->version);
+    if (v == NULL || !is_of_program(r->reason))
+        return;
+    if (c->now_ms - s->ready_at_ms >= PROVEN_AFTER_MS) {
+        f->backoff_ms = 0;
+        return;
     }
-    if (f->starting + f->ready == 0 && r->reason != GONE_WORKER_LOST)
-        scale_fail_waiting(c, f, ALL_DATA_PLANES);
+    failure_tell(&f->failure, &v->spec, s->state, r); /* it dies soon after each start */
+    scale_back_off(c, f);
+    f->told = false;
+}
+
+static void endpoint_gone_tell(struct control *c, const struct core_sandbox *s,
+                               const struct sandbox_report *r)
+{
+    struct control_order *o = core_order(c, ORDER_ENDPOINT_GONE, ALL_DATA_PLANES);
+    o->function_id = s->function->id;
+    o->sandbox_id = s->id;
+    o->reason = r->reason;
 }
 
 void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbox_report *r)
 {
     struct core_function *f = s->function;
-    enum sandbox_state was = s->state;
+    if (s->state != SANDBOX_STARTING) /* data planes may know it */
+        endpoint_gone_tell(c, s, r);
+    if (s->ready_at_ms != 0 && c->now_ms - s->ready_at_ms >= PROVEN_AFTER_MS)
+        f->backoff_ms = 0;
+    if (s->state == SANDBOX_STARTING && !f->deleted)
+        start_failed(c, f, s, r);
+    else if (s->state == SANDBOX_READY && !f->deleted)
+        ready_failed(c, f, s, r);
+    count(s, -1);
     list_remove(&s->of_function);
     list_remove(&s->of_worker);
     (void)map_remove(&c->sandboxes, s->id);
-    core_due_at(c, &s->due, UINT64_MAX);
+    due_at(c, &s->due, UINT64_MAX);
+    planes_forget_sandbox(c, s);
     placement_release(c->placement, &s->worker->room, s->cpu_milli, s->memory_bytes);
-    f->starting -= was == SANDBOX_STARTING;
-    f->ready -= was == SANDBOX_READY;
-    f->draining -= was == SANDBOX_DRAINING;
-    if (was != SANDBOX_STARTING) { /* data planes may know it */
-        struct control_order *o = core_order(c, ORDER_ENDPOINT_GONE, ALL_DATA_PLANES);
-        o->function_id = f->id;
-        o->sandbox_id = s->id;
-        o->reason = r->reason;
-    }
-    if (was == SANDBOX_STARTING && r->reason != GONE_STOPPED) {
-        start_failed(c, f, s, r);
-    } else if (was == SANDBOX_READY && r->reason != GONE_STOPPED) {
-        failure_tell(f, s, r);
-        if (c->now_ms - s->ready_at_ms >= PROVEN_AFTER_MS)
-            f->backoff_ms = 0;
-        else if (r->reason != GONE_WORKER_LOST) { /* it dies soon after each start */
-            f->backoff_ms = f->backoff_ms == 0 ? BACKOFF_MS_MIN : MIN(f->backoff_ms * 2, BACKOFF_MS_MAX);
-            f->retry_at_ms = c->now_ms + f->backoff_ms;
-        }
-    } else if (was == SANDBOX_STOPPING && c->now_ms - s->ready_at_ms >= PROVEN_AFTER_MS && s->ready_at_ms != 0) {
-        f->backoff_ms = 0;
-    }
-    free(s);
-    if (f->deleted)
-        core_function_end(c, f);
-    else
-        scale_function(c, f);
+    c->room_came |= placement_has(&s->worker->room);
+    record_give(c, s);
+    function_touch(c, f);
 }
 
 /* ---- what workers report ---- */
 
-/* A new leader has not heard the demand yet for which it was started: it counts as called, for a window. */
-static void adopted_count_as_called(struct control *c, struct core_function *f)
+/* One that nobody of us started: of the leader before, or of a worker that was given up. */
+static struct core_sandbox *adopt(struct control *c, struct core_worker *w,
+                                  const struct sandbox_report *r)
 {
-    const struct scaling_policy *p = &f->spec.scaling;
-    uint32_t count = f->starting + f->ready;
-    double each = p->concurrency == 0 ? 100.0 : (double)p->concurrency * p->target_percentage / 100;
-    f->desired = MAX(f->desired, count);
-    autoscaler_reset(&f->autoscaler);
-    autoscaler_push(&f->autoscaler, p, count * each, c->now_ms);
+    struct core_function *f = map_get(&c->functions, r->function_id);
+    if (f == NULL || f->latest.number == 0 || r->version == 0) {
+        struct control_order *o = core_order(c, ORDER_STOP, w->id); /* nobody's */
+        o->function_id = r->function_id;
+        o->sandbox_id = r->sandbox_id;
+        o->version = r->version;
+        o->grace_ms = STOP_GRACE_MS_DEFAULT;
+        return NULL;
+    }
+    struct core_sandbox *s = sandbox_new(c, f, w, r->sandbox_id, r->version);
+    f->adopted = true;
+    function_touch(c, f);
+    return s;
+}
+
+/* What it is, beside what we took it for. */
+static void state_take(struct control *c, struct core_sandbox *s, const struct sandbox_report *r)
+{
+    if (r->state == SANDBOX_READY)
+        on_ready(c, s, r);
+    else if (r->state == SANDBOX_STOPPING && s->state != SANDBOX_STOPPING)
+        sandbox_drain(c, s); /* by an order that we do not know of */
+    bool outdated = s->function->deleted || function_version(s->function, s->version) == NULL;
+    if (outdated)
+        sandbox_drain(c, s);
 }
 
 void sandbox_report_take(struct control *c, struct core_worker *w, const struct sandbox_report *r)
 {
     struct core_sandbox *s = map_get(&c->sandboxes, r->sandbox_id);
-    if (s == NULL) {
-        struct core_function *f = map_get(&c->functions, r->function_id);
-        if (r->state == SANDBOX_GONE)
-            return;
-        if (f == NULL || f->deleted || (r->version != f->latest && r->version != f->active) || r->state == SANDBOX_STOPPING ||
-            r->state == SANDBOX_DRAINING) {
-            struct control_order *o = core_order(c, ORDER_STOP, w->id); /* nobody's */
-            o->function_id = r->function_id;
-            o->sandbox_id = r->sandbox_id;
-            o->version = r->version;
-            o->grace_ms = r->state == SANDBOX_READY ? 1000 : 0;
-            return;
-        }
-        s = sandbox_new(c, f, w, r->sandbox_id, r->version); /* adopted */
-        adopted_count_as_called(c, f);
-    }
-    if (s->worker != w)
-        return; /* another's: a worker speaks of its own only */
-    switch (r->state) {
-    case SANDBOX_READY:
-        on_ready(c, s, r);
-        break;
-    case SANDBOX_GONE:
+    if (w->state != WORKER_ALIVE || (s != NULL && s->worker != w))
+        return; /* it was given up, or speaks of another's */
+    if (s == NULL && r->state != SANDBOX_GONE)
+        s = adopt(c, w, r);
+    if (s == NULL)
+        return;
+    s->seen_step = c->steps;
+    if (r->state == SANDBOX_GONE)
         sandbox_gone(c, s, r);
-        break;
-    case SANDBOX_STARTING:
-    case SANDBOX_DRAINING:
-    case SANDBOX_STOPPING:
-    case SANDBOX_STATE_COUNT:
-        break;
-    }
+    else
+        state_take(c, s, r);
 }

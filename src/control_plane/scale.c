@@ -1,270 +1,343 @@
-/* scale.c - from demand to sandboxes: when to start, on which worker, when to drain. */
+/* scale.c - from demand to sandboxes: how many, when to start, where, which to drain. */
 #include "control_plane/core_state.h"
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PREFERRED_MAX 64u
-#define NO_ROOM_RETRY_MS 500u
+#define BACKOFF_MS_MIN 100u
+#define BACKOFF_MS_MAX 30000u
+#define ROOM_RETRY_MS 500u /* for whoever lacks room; room that comes is noticed at once */
+#define PATIENCE_MS 800u   /* of backoff, before a lack of room at a worker is told */
 
-/* The version that requests go to: the active one, or while there is none the newest. */
-uint32_t scale_serving_version(const struct core_function *f)
-{
-    return f->active != 0 ? f->active : f->latest;
-}
-
-const struct function_spec *scale_spec_of(const struct core_function *f, uint32_t version)
-{
-    return version == f->latest || f->active_spec.name[0] == '\0' ? &f->spec : &f->active_spec;
-}
-
-static const struct scaling_policy *policy_of(const struct core_function *f)
-{
-    return &f->spec.scaling; /* scaling is a setting of the function, not of a version */
-}
-
-static const struct {
-    const char *code;
-    uint32_t status;
-} answers[GONE_REASON_COUNT] = {
-    [GONE_UNKNOWN] = {"sandbox_failed", 502},
-    [GONE_STOPPED] = {"sandbox_stopped", 503},
-    [GONE_EXITED] = {"sandbox_exited", 502},
-    [GONE_SIGNALED] = {"sandbox_killed", 502},
-    [GONE_OUT_OF_MEMORY] = {"out_of_memory", 502},
-    [GONE_START_TIMEOUT] = {"start_timeout", 504},
-    [GONE_WRONG_PORT] = {"wrong_port", 502},
-    [GONE_EXEC_FAILED] = {"command_failed", 502},
-    [GONE_CODE_UNAVAILABLE] = {"code_unavailable", 502},
-    [GONE_NO_ROOM] = {"no_room", 503},
-    [GONE_WORKER_LOST] = {"worker_lost", 503},
-    [GONE_INTERNAL] = {"sandbox_failed", 502},
-};
-
-const char *scale_failure_code(enum gone_reason reason)
-{
-    return answers[reason].code;
-}
-
-void scale_fail_waiting(struct control *c, struct core_function *f, uint64_t data_plane)
-{
-    if (f->waiting == 0)
-        return;
-    struct control_order *o = core_order(c, ORDER_FAIL_WAITING, data_plane);
-    o->function_id = f->id;
-    o->reason = f->failure_reason;
-    o->status = answers[f->failure_reason].status;
-    o->code = answers[f->failure_reason].code;
-    o->message = f->failure;
-    o->last_output = buf_str(&f->failure_output);
-    uint64_t wait_ms = f->retry_at_ms > c->now_ms ? f->retry_at_ms - c->now_ms : NO_ROOM_RETRY_MS;
-    o->retry_after_s = (uint32_t)((wait_ms + 999) / 1000);
-}
-
-/* ---- starting ---- */
-
-static struct room *room_for(struct control *c, struct core_function *f, const struct function_spec *spec)
-{
-    struct room *preferred[PREFERRED_MAX];
-    size_t count = 0;
-    if (spec->placement == PLACEMENT_LOCALITY && spec->code_digest[0] != '\0') {
-        size_t cursor = 0;
-        for (struct core_worker *w; count < PREFERRED_MAX && (w = map_next(&c->workers, &cursor)) != NULL;)
-            if (placement_has(&w->room) && strmap_get(&w->digests, str_of(spec->code_digest)) != NULL)
-                preferred[count++] = &w->room;
-    }
-    return placement_choose(c->placement, spec->placement, spec->cpu_milli, spec->memory_bytes, preferred, count, &c->rng);
-}
-
-static bool start_one(struct control *c, struct core_function *f, uint32_t version)
-{
-    const struct function_spec *spec = scale_spec_of(f, version);
-    struct room *room = room_for(c, f, spec);
-    if (room == NULL)
-        return false;
-    struct core_worker *w = container_of(room, struct core_worker, room);
-    uint64_t id = c->options.epoch << 32 | ++c->sandbox_counter;
-    struct core_sandbox *s = sandbox_new(c, f, w, id, version);
-    if (spec->code_digest[0] != '\0' && strmap_get(&w->digests, str_of(spec->code_digest)) == NULL)
-        strmap_put(&w->digests, str_of(spec->code_digest), w); /* it will have it */
-    struct control_order *o = core_order(c, ORDER_START, w->id);
-    o->function_id = f->id;
-    o->sandbox_id = s->id;
-    o->version = version;
-    return true;
-}
-
-static bool may_start(const struct control *c, const struct core_function *f)
-{
-    if (c->awaited > 0 && c->now_ms < c->started_ms + c->options.reconstruction_ms)
-        return false; /* workers that have not spoken may have what is wanted */
-    return c->now_ms >= f->retry_at_ms;
-}
-
-/* ---- stopping ---- */
-
-/* The newest first: the oldest have proven themselves. Those that are not ready yet before all. */
-static void drain_some(struct control *c, struct core_function *f, uint32_t version, uint32_t count)
-{
-    for (int ready = 0; ready < 2 && count > 0; ready++) {
-        for (struct list *n = f->sandboxes.prev, *next; n != &f->sandboxes && count > 0; n = next) {
-            struct core_sandbox *s = list_entry(n, struct core_sandbox, of_function);
-            next = n->prev;
-            if (s->version != version || s->state != (ready ? SANDBOX_READY : SANDBOX_STARTING))
-                continue;
-            sandbox_drain(c, s);
-            count--;
-        }
-    }
-}
-
-static uint32_t count_of(const struct core_function *f, uint32_t version)
-{
-    if (f->latest == f->active || f->active == 0)
-        return f->starting + f->ready; /* all are of one version, or of ones that drain already */
-    uint32_t count = 0;
-    for (const struct list *n = f->sandboxes.next; n != &f->sandboxes; n = n->next) {
-        const struct core_sandbox *s = list_entry(n, struct core_sandbox, of_function);
-        count += s->version == version && (s->state == SANDBOX_STARTING || s->state == SANDBOX_READY);
-    }
-    return count;
-}
-
-static bool may_shrink(const struct control *c)
-{
-    return c->awaited == 0 || c->now_ms >= c->started_ms + c->options.reconstruction_ms;
-}
-
-/* ---- the wanted scale ---- */
-
-static uint32_t wanted_now(const struct core_function *f)
-{
-    const struct scaling_policy *p = policy_of(f);
-    uint32_t wanted = f->desired;
-    if (p->mode == SCALING_IMMEDIATE)
-        wanted = MAX(wanted, autoscaler_needed_now(p, (uint64_t)f->in_flight + f->waiting));
-    wanted = MAX(wanted, p->scale_min);
-    return MIN(wanted, p->scale_max);
-}
+/* ---- what is wanted ---- */
 
 static bool is_idle(const struct core_function *f)
 {
     return f->in_flight == 0 && f->waiting == 0 && f->average == 0;
 }
 
-static void plan_due(struct control *c, struct core_function *f)
+static uint32_t wanted_now(const struct core_function *f)
 {
-    uint64_t at = UINT64_MAX;
-    if (f->ticking)
-        at = f->next_period_ms;
-    bool wants_more = f->wanted > f->starting + f->ready;
-    if (wants_more)
-        at = MIN(at, MAX(f->retry_at_ms, c->now_ms + NO_ROOM_RETRY_MS));
-    core_due_at(c, &f->due, at);
+    const struct scaling_policy *p = function_policy(f);
+    uint32_t wanted = f->desired;
+    if (f->proving && f->old.number == 0)
+        wanted = MAX(wanted, 1u); /* its trial and its first sandbox are one */
+    wanted = MAX(wanted, p->scale_min);
+    return MIN(wanted, p->scale_max);
 }
 
-/* The probe of a version that is to be proven: one sandbox beside those that serve. */
-static void probe_start(struct control *c, struct core_function *f)
+/* What the requests of the moment need. It stands until the period ends: demand alone never takes
+ * a sandbox away. */
+static void raise_now(struct control *c, struct core_function *f)
 {
-    if (!f->proving || count_of(f, f->latest) > 0 || c->now_ms < f->retry_at_ms)
+    const struct scaling_policy *p = function_policy(f);
+    if (p->mode != SCALING_IMMEDIATE)
         return;
-    if (start_one(c, f, f->latest))
+    uint32_t needed = autoscaler_needed_now(p, (uint64_t)f->in_flight + f->waiting);
+    needed = MIN(needed, p->scale_max);
+    if (needed <= f->desired)
         return;
-    f->failure_reason = GONE_NO_ROOM;
-    (void)snprintf(f->failure, sizeof(f->failure), "no worker has room for %u milli-CPU and %" PRIu64 " MiB", f->spec.cpu_milli,
-                   f->spec.memory_bytes / MIB);
+    const struct core_version *v = function_serving(f);
+    autoscaler_raised(&f->autoscaler, p, needed, v->starting + v->ready, c->now_ms);
+    f->desired = needed;
+}
+
+/* Concurrency as the windows see it. The average is told once a period; before the first time it
+ * is what is in flight. */
+static double level_of(const struct core_function *f)
+{
+    double serving = f->average > 0 ? f->average : (double)f->in_flight;
+    return serving + f->waiting;
+}
+
+/* ---- starting ---- */
+
+static size_t preferred_collect(struct control *c, const struct code *code, struct room **ret_rooms)
+{
+    size_t count = code->count, found = 0;
+    if (count == 0)
+        return 0;
+    size_t at = rng_below(&c->rng, count), looked_at = MIN(count, 2 * (size_t)PLACEMENT_CANDIDATES);
+    for (size_t i = 0; i < looked_at && found < PLACEMENT_CANDIDATES; i++) {
+        struct core_worker *w = code->workers[at];
+        if (placement_has(&w->room))
+            ret_rooms[found++] = &w->room;
+        at = at + 1 == count ? 0 : at + 1;
+    }
+    return found;
+}
+
+static bool start_one(struct control *c, struct core_function *f, struct core_version *v)
+{
+    struct room *preferred[PLACEMENT_CANDIDATES];
+    size_t preferred_count = 0;
+    if (v->spec.placement == PLACEMENT_LOCALITY && v->code != NULL)
+        preferred_count = preferred_collect(c, v->code, preferred);
+    struct room *room = placement_choose(c->placement, v->spec.placement, v->spec.cpu_milli,
+                                         v->spec.memory_bytes, preferred, preferred_count, &c->rng);
+    if (room == NULL)
+        return false;
+    struct core_worker *w = container_of(room, struct core_worker, room);
+    uint64_t id = c->options.epoch << 32 | ++c->sandbox_counter;
+    struct core_sandbox *s = sandbox_new(c, f, w, id, v->number);
+    if (v->code != NULL)
+        code_add_worker(v->code, w); /* it will have it */
+    struct control_order *o = core_order(c, ORDER_START, w->id);
+    o->function_id = f->id;
+    o->sandbox_id = s->id;
+    o->version = v->number;
+    return true;
+}
+
+/* Workers that have not spoken yet may have what is wanted: only those who wait get new ones. */
+static uint32_t startable(const struct control *c, const struct core_function *f,
+                          const struct core_version *v, uint32_t missing)
+{
+    if (c->now_ms < f->retry_at_ms)
+        return 0;
+    if (!core_awaits_workers(c))
+        return missing;
+    uint32_t needed = f->asked ? autoscaler_needed_now(function_policy(f), f->waiting) : 0;
+    return MIN(missing, needed > v->starting ? needed - v->starting : 0);
+}
+
+static void starve(struct control *c, struct core_function *f)
+{
+    f->starving = true;
+    list_remove(&f->hungry); /* to the end */
+    list_push_back(&c->hungry, &f->hungry);
+}
+
+static void start_missing(struct control *c, struct core_function *f, struct core_version *v,
+                          uint32_t missing)
+{
+    for (uint32_t left = startable(c, f, v, missing); left > 0; left--)
+        if (!start_one(c, f, v)) {
+            starve(c, f);
+            return;
+        }
+}
+
+/* The trial of a new version: one sandbox beside those that serve. */
+static bool trial_missing(const struct core_function *f)
+{
+    return f->proving && f->old.number != 0 && f->latest.starting + f->latest.ready == 0;
+}
+
+static void trial_start(struct control *c, struct core_function *f)
+{
+    if (!trial_missing(f) || c->now_ms < f->retry_at_ms || core_awaits_workers(c))
+        return;
+    if (start_one(c, f, &f->latest)) {
+        failure_clear(f->trial_failure);
+        return;
+    }
+    failure_no_room(&f->trial_failure, c, &f->latest.spec);
+    starve(c, f);
+}
+
+void scale_back_off(struct control *c, struct core_function *f)
+{
+    if (c->now_ms - f->failed_at_ms > 2 * BACKOFF_MS_MAX)
+        f->backoff_ms = 0; /* long ago */
+    f->backoff_ms = f->backoff_ms == 0 ? BACKOFF_MS_MIN : MIN(f->backoff_ms * 2, BACKOFF_MS_MAX);
+    f->retry_at_ms = c->now_ms + f->backoff_ms;
+    f->failed_at_ms = c->now_ms;
+}
+
+/* ---- what those who wait are told ---- */
+
+static bool room_may_come(const struct control *c)
+{
+    return c->suspected_workers > 0 || core_awaits_workers(c);
+}
+
+static bool is_hopeless(struct control *c, struct core_function *f, struct core_version *v)
+{
+    if (c->now_ms < f->retry_at_ms) {
+        bool is_room = failure_stands(f->failure) && f->failure->reason == GONE_NO_ROOM;
+        return failure_stands(f->failure) && (!is_room || f->backoff_ms >= PATIENCE_MS);
+    }
+    if (!f->starving || room_may_come(c))
+        return false;
+    failure_no_room(&f->failure, c, &v->spec);
+    return true;
+}
+
+/* Only when waiting would be in vain: nothing of it is starting or ready. Once for each report. */
+static void waiting_tell(struct control *c, struct core_function *f, struct core_version *v)
+{
+    if (f->waiting == 0 || f->told || v->starting + v->ready > 0 || !is_hopeless(c, f, v))
+        return;
+    f->told = true;
+    uint64_t wait_ms = f->retry_at_ms > c->now_ms ? f->retry_at_ms - c->now_ms : ROOM_RETRY_MS;
+    struct control_order *o = core_order(c, ORDER_FAIL_WAITING, ALL_DATA_PLANES);
+    o->function_id = f->id;
+    o->reason = f->failure->reason;
+    o->status = failure_status(f->failure->reason);
+    o->code = failure_code(f->failure->reason);
+    o->message = f->failure->text;
+    o->last_output = (struct str){f->failure->output, f->failure->output_bytes};
+    o->retry_after_s = (uint32_t)((wait_ms + 999) / 1000);
+}
+
+/* ---- stopping ---- */
+
+static int compare_use(const void *a, const void *b)
+{
+    const struct core_sandbox *x = *(struct core_sandbox *const *)a;
+    const struct core_sandbox *y = *(struct core_sandbox *const *)b;
+    if ((x->state == SANDBOX_STARTING) != (y->state == SANDBOX_STARTING))
+        return x->state == SANDBOX_STARTING ? -1 : 1;
+    if (x->in_flight != y->in_flight)
+        return x->in_flight < y->in_flight ? -1 : 1;
+    return x->id > y->id ? -1 : 1; /* the newest first: the oldest have proven themselves */
+}
+
+/* Those that do not serve yet, then the idle, then the least loaded. */
+static void drain_some(struct control *c, struct core_function *f, const struct core_version *v,
+                       uint32_t count)
+{
+    struct core_sandbox **all = core_scratch(c, v->starting + v->ready);
+    size_t found = 0;
+    list_for_each(s, &f->sandboxes, struct core_sandbox, of_function)
+    {
+        bool serves = s->state == SANDBOX_STARTING || s->state == SANDBOX_READY;
+        if (serves && s->version == v->number && !s->doubtful)
+            all[found++] = s;
+    }
+    if (count < found)
+        qsort(all, found, sizeof(struct core_sandbox *), compare_use);
+    for (size_t i = 0; i < MIN(found, (size_t)count); i++)
+        sandbox_drain(c, all[i]);
+}
+
+/* ---- one function ---- */
+
+static void tick_begin(struct control *c, struct core_function *f, uint32_t have)
+{
+    if (f->ticking || (is_idle(f) && have <= function_policy(f)->scale_min))
+        return;
+    f->ticking = true;
+    f->period_begin_ms = c->now_ms;
+    f->period_end_ms = c->now_ms + autoscaler_period_ms(function_policy(f));
+    meter_begin(&f->meter, level_of(f), c->now_ms);
+}
+
+/* An idle function with what it wants is not looked at again until something happens. */
+static void due_plan(struct control *c, struct core_function *f, bool lacks)
+{
+    uint64_t at = f->ticking ? f->period_end_ms : UINT64_MAX;
+    if (lacks && c->now_ms < f->retry_at_ms)
+        at = MIN(at, f->retry_at_ms);
+    else if (lacks && f->starving)
+        at = MIN(at, c->now_ms + ROOM_RETRY_MS);
+    due_at(c, &f->due, at);
 }
 
 void scale_function(struct control *c, struct core_function *f)
 {
-    if (f->deleted || !f->has_spec)
-        return;
-    uint32_t version = scale_serving_version(f);
+    struct core_version *v = function_serving(f);
+    if (f->adopted) { /* a new leader has not heard the demand for which they were started */
+        f->adopted = false;
+        scale_count_as_called(c, f, v->starting + v->ready);
+    }
     f->wanted = wanted_now(f);
-    if (f->proving && f->active == 0)
-        f->wanted = MAX(f->wanted, 1u);
-    uint32_t have = count_of(f, version);
-    bool failed = false;
-    if (have < f->wanted && may_start(c, f)) {
-        while (have < f->wanted && !failed) {
-            failed = !start_one(c, f, version);
-            have += !failed;
-        }
-        if (failed && f->starting + f->ready == 0) {
-            const struct function_spec *spec = scale_spec_of(f, version);
-            f->failure_reason = GONE_NO_ROOM;
-            f->failure_output.bytes = 0;
-            (void)snprintf(f->failure, sizeof(f->failure), "no worker has room for %u milli-CPU and %" PRIu64 " MiB", spec->cpu_milli,
-                           spec->memory_bytes / MIB);
-            scale_fail_waiting(c, f, ALL_DATA_PLANES);
-        }
-    } else if (have < f->wanted && f->starting + f->ready == 0 && f->failure[0] != '\0' && c->now_ms < f->retry_at_ms) {
-        scale_fail_waiting(c, f, ALL_DATA_PLANES); /* backing off: waiting would be in vain */
-    } else if (have > f->wanted && may_shrink(c)) {
-        drain_some(c, f, version, have - f->wanted);
+    f->starving = false;
+    uint32_t sure = v->starting - v->doubtful + v->ready;
+    uint32_t at_most = core_awaits_anybody(c) ? function_policy(f)->scale_max : f->wanted;
+    if (sure < f->wanted)
+        start_missing(c, f, v, f->wanted - sure);
+    else if (sure > at_most)
+        drain_some(c, f, v, sure - at_most);
+    trial_start(c, f);
+    if (f->starving && f->proving && f->old.number == 0 && !room_may_come(c))
+        failure_no_room(&f->failure, c, &v->spec); /* for who waits for it to be ready */
+    waiting_tell(c, f, v);
+    if (!f->starving) {
+        list_remove(&f->hungry);
+        f->asked = false;
     }
-    if (f->active != 0)
-        probe_start(c, f);
-    if (!f->ticking && (!is_idle(f) || f->starting + f->ready > f->wanted || f->ready > policy_of(f)->scale_min)) {
-        f->ticking = true;
-        f->next_period_ms = c->now_ms + policy_of(f)->period_ms;
-    }
-    plan_due(c, f);
+    sure = v->starting - v->doubtful + v->ready;
+    tick_begin(c, f, sure);
+    due_plan(c, f, sure < f->wanted || trial_missing(f));
 }
 
 /* ---- demand and time ---- */
 
-void scale_demand(struct control *c, struct core_function *f, unsigned data_plane, const struct demand *d)
+void scale_demand(struct control *c, struct core_function *f, unsigned data_plane,
+                  const struct demand *d)
 {
     struct demand *old = &f->demands[data_plane];
-    bool was_idle = is_idle(f);
+    const struct scaling_policy *p = function_policy(f);
+    bool was_idle = is_idle(f), is_zero = d->in_flight == 0 && d->waiting == 0 && d->average == 0;
+    uint64_t bit = UINT64_C(1) << data_plane;
     f->in_flight += d->in_flight - old->in_flight;
     f->waiting += d->waiting - old->waiting;
     f->average += d->average - old->average;
     *old = *d;
-    uint64_t bit = UINT64_C(1) << data_plane;
-    bool zero = d->in_flight == 0 && d->waiting == 0 && d->average == 0;
-    f->demand_mask = zero ? f->demand_mask & ~bit : f->demand_mask | bit;
+    f->demand_mask = is_zero ? f->demand_mask & ~bit : f->demand_mask | bit;
     if (f->demand_mask == 0)
         f->average = 0; /* no rounding stays */
-    const struct scaling_policy *p = policy_of(f);
-    if (was_idle && !is_idle(f) && p->mode == SCALING_WINDOWED && !f->ticking) {
-        /* As the original: the first decision is one sandbox, at once; the windows decide from the next period on. */
-        f->desired = MAX(1u, p->scale_min);
-        autoscaler_push(&f->autoscaler, p, (double)f->in_flight + f->waiting, c->now_ms);
+    if (f->ticking)
+        meter_set(&f->meter, level_of(f), c->now_ms);
+    /* As the original: the first decision is one sandbox, at once; windows decide after a period.*/
+    if (was_idle && !is_idle(f) && p->mode == SCALING_WINDOWED && f->desired == 0)
+        f->desired = 1;
+    raise_now(c, f);
+    function_touch(c, f);
+}
+
+void scale_count_as_called(struct control *c, struct core_function *f, uint32_t count)
+{
+    const struct scaling_policy *p = function_policy(f);
+    double each = p->concurrency == 0 ? 100 : p->concurrency;
+    f->desired = MAX(f->desired, count);
+    if (count > 0 && autoscaler_is_quiet(&f->autoscaler)) {
+        autoscaler_reset(&f->autoscaler);
+        autoscaler_push(&f->autoscaler, p, count * each * p->target_percentage / 100, c->now_ms);
     }
-    scale_function(c, f);
+}
+
+/* The extra time before the last one goes. */
+static void zero_delay(const struct control *c, struct core_function *f, uint32_t have)
+{
+    if (f->desired > 0 || have == 0) {
+        f->zero_since_ms = 0;
+        return;
+    }
+    if (f->zero_since_ms == 0)
+        f->zero_since_ms = c->now_ms;
+    if (c->now_ms - f->zero_since_ms < function_policy(f)->scale_to_zero_delay_ms)
+        f->desired = 1;
+}
+
+static void rest(struct core_function *f)
+{
+    f->ticking = false;
+    f->desired = 0;
+    f->zero_since_ms = 0;
+    autoscaler_reset(&f->autoscaler);
 }
 
 static void period(struct control *c, struct core_function *f)
 {
-    const struct scaling_policy *p = policy_of(f);
-    double concurrency = MAX(f->average, p->mode == SCALING_WINDOWED ? (double)f->in_flight : 0) + f->waiting;
-    if (p->mode == SCALING_IMMEDIATE && f->in_flight > 0 && concurrency == 0)
-        concurrency = f->in_flight; /* not reported as an average yet */
+    const struct scaling_policy *p = function_policy(f);
+    struct core_version *v = function_serving(f);
+    uint32_t have = v->starting + v->ready;
+    double concurrency = meter_take(&f->meter, f->period_begin_ms, c->now_ms);
     autoscaler_push(&f->autoscaler, p, concurrency, c->now_ms);
-    f->desired = autoscaler_desired(&f->autoscaler, p, f->ready, c->now_ms);
-    if (f->desired == 0 && f->ready > 0) { /* scale to zero waits its extra time */
-        if (f->zero_since_ms == 0)
-            f->zero_since_ms = c->now_ms;
-        if (c->now_ms - f->zero_since_ms < p->scale_to_zero_delay_ms)
-            f->desired = 1;
-    } else {
-        f->zero_since_ms = 0;
-    }
-    f->next_period_ms = c->now_ms + p->period_ms;
-    if (is_idle(f) && autoscaler_is_quiet(&f->autoscaler) && f->desired <= p->scale_min) {
-        f->ticking = false;
-        f->desired = 0;
-        f->zero_since_ms = 0;
-        autoscaler_reset(&f->autoscaler);
-    }
+    f->desired = autoscaler_desired(&f->autoscaler, p, have, c->now_ms);
+    raise_now(c, f);
+    zero_delay(c, f, have);
+    f->period_begin_ms = c->now_ms;
+    f->period_end_ms = c->now_ms + autoscaler_period_ms(p);
+    if (is_idle(f) && autoscaler_is_quiet(&f->autoscaler) && f->desired <= p->scale_min)
+        rest(f);
 }
 
 void scale_due(struct control *c, struct core_function *f)
 {
-    if (f->ticking && c->now_ms >= f->next_period_ms)
+    if (f->ticking && c->now_ms >= f->period_end_ms)
         period(c, f);
-    scale_function(c, f);
+    function_touch(c, f);
 }

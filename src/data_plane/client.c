@@ -241,6 +241,16 @@ static void on_recv(struct loop_stream *s, enum err err, const char *data, size_
     }
 }
 
+/* It sends a large body ahead and is paused: who has gone does not wait for a sandbox, nor hold one. */
+static void on_peer_ended(struct loop_stream *s, bool all)
+{
+    struct client *c = container_of(s, struct client, stream);
+    bool has_exchange = c->state == CLIENT_WAITING || c->state == CLIENT_CONNECTING || c->state == CLIENT_SENT ||
+                        c->state == CLIENT_ANSWERING || c->state == CLIENT_TUNNEL;
+    if (c->state == CLIENT_WAITING || (all && has_exchange))
+        exchange_client_gone(c);
+}
+
 /* ---- output ---- */
 
 void client_write(struct client *c, struct str data)
@@ -413,7 +423,7 @@ void client_handed_over(struct client *c)
 }
 
 static const struct loop_stream_callbacks stream_callbacks = {
-    .on_recv = on_recv, .on_drained = on_drained, .on_closed = on_closed};
+    .on_recv = on_recv, .on_drained = on_drained, .on_closed = on_closed, .on_peer_ended = on_peer_ended};
 
 static void set_ip(struct client *c, const struct sockaddr_storage *peer)
 {

@@ -468,8 +468,14 @@ static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
     struct sandbox_state *s = map_get(&c->sandboxes, m->sandbox_id);
     struct sandbox *sandbox;
     struct error e = {0};
-    if (s != NULL) {
+    if (s != NULL)
         s->in_snapshot = true;
+    if (s != NULL && s->drained) { /* by a control plane that is no more; the new one has it in use */
+        sandbox_forget(c, s);
+    } else if (s != NULL) {
+        /* When it is only just draining: once idle it is told so and forgotten, and named again. */
+        struct dispatch_endpoint *endpoint = dispatch_endpoint_find(s->route->dispatch, s->id);
+        s->forget_when_idle |= endpoint != NULL && dispatch_endpoint_is_ending(endpoint);
         return;
     }
     if (r == NULL) {

@@ -137,6 +137,9 @@ struct loop_stream_callbacks {
     void (*on_recv)(struct loop_stream *s, enum err err, const char *data, size_t bytes);
     void (*on_drained)(struct loop_stream *s);
     void (*on_closed)(struct loop_stream *s); /* may free */
+    /* May be NULL. The peer ended its direction (`all` false), or the connection is broken (true), while receiving is paused,
+     * so that on_recv cannot tell; what it sent before may still be unread. May be told more than once. */
+    void (*on_peer_ended)(struct loop_stream *s, bool all);
 };
 struct loop_stream {
     struct loop *loop;

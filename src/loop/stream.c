@@ -143,7 +143,10 @@ void loop_stream_on_events(struct loop_stream *s, uint32_t epoll_events)
         s->readable = true;
         if (epoll_events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
             s->shutdown_seen = true;
-        receive(s);
+        if (s->paused && s->shutdown_seen && s->callbacks->on_peer_ended != NULL)
+            s->callbacks->on_peer_ended(s, (epoll_events & (EPOLLHUP | EPOLLERR)) != 0);
+        else
+            receive(s);
     }
 }
 

@@ -557,6 +557,19 @@ def test_client_that_leaves_while_it_waits_leaves_the_queue(world):
     assert [r["target"] for r in box.requests] == ["/1", "/2"]
 
 
+def test_client_that_leaves_with_a_large_body_half_sent_leaves_the_queue(world):
+    w = world()
+    with w.client() as c:
+        c.send(b"POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: 100000000\r\n\r\n")
+        w.wait_waiting(1)
+        for _ in range(6):  # more than it keeps, so that it is paused; less than the kernel keeps: the end can arrive
+            c.send(b"x" * 16384)
+            time.sleep(0.02)
+    w.wait_waiting(0)
+    box = w.sandbox()
+    assert w.call().status == 200 and len(box.requests) == 1
+
+
 def test_wait_and_answer_have_the_functions_timeout(world):
     w = world(timeout_ms=400)
     begin = time.monotonic()

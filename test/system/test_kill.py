@@ -1,0 +1,160 @@
+"""kill -9 of each program, at rest, under warm load and in the middle of a cold start: what docs/failure-model.md
+promises for each."""
+import http.client
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from cluster import SANITIZED, is_alive, wait_until
+from test_user_path import APP
+
+SLOW = "import time\ntime.sleep(1.5)\n" + APP
+PROGRAMS = ["control-plane", "data-plane", "worker", "launcher"]
+
+
+class Load:
+    """Calls without a pause, each on a kept connection, from a few threads; counts what came of them."""
+
+    def __init__(self, cluster, name, threads=3):
+        self.cluster, self.name = cluster, name
+        self.good, self.bad, self.stopping = 0, [], False
+        self.lock = threading.Lock()
+        self.threads = [threading.Thread(target=self.run) for _ in range(threads)]
+
+    def run(self):
+        connection = None
+        while not self.stopping:
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.invoke_port, timeout=60)
+                connection.request("GET", "/", headers={"Host": self.name})
+                answer = connection.getresponse()
+                text = answer.read()
+                outcome = None if answer.status == 200 else f"{answer.status} {text[:200]}"
+            except (OSError, http.client.HTTPException) as error:
+                connection, outcome = None, f"{type(error).__name__} {error}"
+                time.sleep(0.02)
+            with self.lock:
+                if outcome is None:
+                    self.good += 1
+                else:
+                    self.bad.append(outcome)
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        self.wait_good(20)
+        return self
+
+    def __exit__(self, *exception):
+        self.stopping = True
+        for thread in self.threads:
+            thread.join()
+
+    def wait_good(self, count, seconds=40):
+        """Until so many more calls were answered well."""
+        end = self.good + count
+        wait_until(lambda: self.good >= end, seconds, f"{count} good answers ({self.bad[-3:]})")
+
+
+@pytest.fixture
+def busy(new_cluster):
+    """A cluster with a function that has a few sandboxes."""
+    cluster = new_cluster()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "2", "--concurrency", "10")
+    cluster.wait_sandboxes(2, "hello")
+    return cluster
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_under_warm_load(busy, program):
+    with Load(busy, "hello") as load:
+        old = busy.kill_program(program)
+        busy.wait_restarted(program, old)
+        load.wait_good(200)
+        bad_then = len(load.bad)
+        load.wait_good(200)
+        assert len(load.bad) == bad_then, load.bad[bad_then:][:5] # it has passed
+    if program in ("control-plane", "worker"):
+        assert load.bad == [] # routes and sandboxes live on without them
+    busy.wait_sandboxes(2, "hello", seconds=60)
+
+
+def test_the_worker_adopts_its_sandboxes(busy):
+    before = {s["id"] for s in busy.sandboxes("hello", "ready")}
+    old = busy.kill_program("worker")
+    busy.wait_restarted("worker", old)
+    wait_until(lambda: busy.items("/v1/workers")[0]["state"] == "alive", 20, "the worker to be back")
+    time.sleep(1)
+    assert {s["id"] for s in busy.sandboxes("hello", "ready")} == before
+
+
+def test_the_control_plane_reads_its_sandboxes_from_the_worker(busy):
+    before = {s["id"] for s in busy.sandboxes("hello", "ready")}
+    old = busy.kill_program("control-plane")
+    busy.wait_restarted("control-plane", old)
+
+    def back():
+        try:
+            return {s["id"] for s in busy.sandboxes("hello", "ready")} == before
+        except (OSError, AssertionError):
+            return False
+    wait_until(back, 20, "the same sandboxes")
+
+
+def test_the_death_of_the_launcher_is_the_death_of_its_sandboxes(busy):
+    sandboxes = {s["id"] for s in busy.sandboxes("hello", "ready")}
+    below = [pid for pid in busy.tree() if pid not in [busy.pid(p) for p in ("up", "control-plane", "data-plane", "worker")]]
+    os.kill(busy.pid("launcher"), signal.SIGKILL)
+    wait_until(lambda: not [pid for pid in below if is_alive(pid)], 15, "the end of all of the launcher's processes")
+    wait_until(lambda: {s["id"] for s in busy.sandboxes("hello", "ready")}.isdisjoint(sandboxes) and
+               len(busy.sandboxes("hello", "ready")) == 2, 40, "new sandboxes")
+    assert busy.call("hello").status == 200
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_in_the_middle_of_a_cold_start(new_cluster, program):
+    cluster = new_cluster()
+    cluster.deploy("slow", {"app.py": SLOW}, "--no-wait")
+    answers = []
+
+    def call():
+        try:
+            answer = cluster.call("slow", timeout=90)
+            answers.append(answer.status if answer.status == 200 else repr(answer))
+        except (OSError, http.client.HTTPException) as error:
+            answers.append(type(error).__name__)
+    caller = threading.Thread(target=call)
+    caller.start()
+    wait_until(lambda: cluster.sandboxes("slow", "starting"), 20, "a sandbox that starts")
+    time.sleep(0.2)
+    old = cluster.kill_program(program)
+    caller.join(90)
+    assert not caller.is_alive()
+    if program == "data-plane":
+        assert answers[0] != 200 # it died with the request
+    else:
+        assert answers == [200], (answers, cluster.log()[-3000:])
+    cluster.wait_restarted(program, old)
+
+    def answered():
+        try:
+            return cluster.call("slow").status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+    wait_until(answered, 60, "an answer afterwards")
+
+
+def test_all_programs_at_once(busy):
+    for program in ("worker", "data-plane", "control-plane", "launcher"):
+        os.kill(busy.pid(program), signal.SIGKILL)
+
+    def answered():
+        try:
+            return busy.call("hello").status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+    wait_until(answered, 60, "an answer")
