@@ -71,7 +71,6 @@ static void on_event(struct launcher_client *client, void *user, const struct la
         loop_stop(b->loop);
         break;
     case LAUNCHER_CONFIG_OK:
-    case LAUNCHER_CREATED:
     case LAUNCHER_WRONG_PORT:
     case LAUNCHER_STATUS:
     case LAUNCHER_ATTACHED:

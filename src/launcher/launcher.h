@@ -20,7 +20,7 @@
 #include "base/base.h"
 #include "base/limits.h"
 
-#define LAUNCHER_PROTOCOL 1u
+#define LAUNCHER_PROTOCOL 2u
 #define LAUNCHER_PACKET_BYTES_MAX (128u * 1024u)
 
 enum launcher_command_kind {
@@ -58,7 +58,6 @@ enum launcher_event_kind {
     LAUNCHER_CONFIG_OK = 1,
     LAUNCHER_TEMPLATE_READY,
     LAUNCHER_TEMPLATE_FAILED,  /* text */
-    LAUNCHER_CREATED,          /* process made and program about to run: create_us */
     LAUNCHER_LISTENING,        /* on the right port: ready, and the socket listens already */
     LAUNCHER_WRONG_PORT,       /* listens on `port`, not the function's (told once per port; not fatal) */
     LAUNCHER_EXITED,           /* all of it is gone and its slot is being cleaned */

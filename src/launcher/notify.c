@@ -126,10 +126,9 @@ static void on_listen(struct slot *s, const struct seccomp_notif *call)
     }
     struct sockaddr_storage address = {0};
     bytes = sizeof(address);
-    bool known = getsockname(fd, (struct sockaddr *)&address, &bytes) == 0;
+    if (getsockname(fd, (struct sockaddr *)&address, &bytes) == 0)
+        told_listening(s, (struct sockaddr *)&address); /* before the answer: others have the longer way to go */
     answer(s, call->id, false, 0);
-    if (known)
-        told_listening(s, (struct sockaddr *)&address);
 }
 
 void on_listener_ready(struct loop_poll *poll, uint32_t epoll_events)

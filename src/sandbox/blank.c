@@ -36,6 +36,7 @@ struct blank {
     int pipes[2][2]; /* stdout, stderr: read end, write end */
     int null_fd;
     pid_t program;
+    unsigned long capabilities; /* that the kernel knows */
     volatile int exec_errno; /* written by the child, which shares our memory until its exec */
     char strings[STRINGS_BYTES_MAX];
     struct pump pump;
@@ -108,6 +109,13 @@ static void go_receive(struct blank *b)
             b->host_name = at;
         at += strlen(at) + 1;
     }
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
 /* ---- becoming a sandbox ---- */
@@ -190,7 +198,7 @@ static void landlock_enter(struct blank *b)
 static void privileges_give_up(struct blank *b)
 {
     /* Joining the user namespace gave us all capabilities in it, and a full bounding set. */
-    for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
+    for (unsigned long capability = 0; capability < b->capabilities; capability++)
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
             fail(b, "drop a capability");
     unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED |
@@ -273,9 +281,8 @@ static void program_start(struct blank *b)
     struct error e = {0};
     if (seccomp_install(&b->shared->last_filter, &listener, &e) != ERR_OK)
         fail(b, "install the last filter");
-    struct blank_report report = {.kind = BLANK_LISTENER};
-    report_send(b, &report, listener);
-    fd_close(&listener);
+    struct blank_report report;
+    uint64_t created_ns = now_ns();
     b->exec_errno = 0;
     b->program = clone(program_exec, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | SIGCHLD, b);
     if (b->program < 0)
@@ -288,8 +295,10 @@ static void program_start(struct blank *b)
         report_send(b, &report, -1);
         _exit(1);
     }
-    report = (struct blank_report){.kind = BLANK_STARTED};
-    report_send(b, &report, -1);
+    /* Not before the exec: each message is a wake-up, and until then nothing is notified. */
+    report = (struct blank_report){.kind = BLANK_STARTED, .created_ns = created_ns, .executed_ns = now_ns()};
+    report_send(b, &report, listener);
+    fd_close(&listener);
 }
 
 /* ---- living as process 1 ---- */
@@ -389,6 +398,8 @@ void blank_run(const struct blank_shared *shared, uint32_t slot, int netns_fd, i
     if (b.control_fd != KEPT_FD || signal_fd != KEPT_FD + 1 || syscall(SYS_close_range, 3, KEPT_FD - 1, 0) < 0 ||
         syscall(SYS_close_range, KEPT_FD + 2, ~0u, 0) < 0)
         fail(&b, "close what was inherited");
+    while (prctl(PR_CAPBSET_READ, b.capabilities, 0, 0, 0) >= 0)
+        b.capabilities++;
     struct blank_report parked = {.kind = BLANK_PARKED};
     report_send(&b, &parked, -1);
     go_receive(&b);

@@ -6,7 +6,7 @@
  * starts the program and from then on reaps, forwards signals and pumps output.
  *
  * Control socket, launcher to blank: struct blank_go, then its strings; descriptors: mount namespace, user namespace, output file.
- * Or struct blank_signal. Blank to launcher: struct blank_report, one a packet; BLANK_LISTENER carries the seccomp listener. */
+ * Or struct blank_signal. Blank to launcher: struct blank_report, one a packet; BLANK_STARTED carries the seccomp listener. */
 #pragma once
 #include "base/base.h"
 #include "sandbox/cgroup.h"
@@ -24,14 +24,14 @@ struct blank_signal {
 };
 enum blank_report_kind {
     BLANK_PARKED = 1, /* ready for GO */
-    BLANK_LISTENER,   /* with the descriptor; the program runs after this */
-    BLANK_STARTED,    /* exec has succeeded: pid of the program in the launcher's namespace is not told */
+    BLANK_STARTED,    /* exec has succeeded; with the descriptor of the listener */
     BLANK_FAILED,     /* text; exec_errno when it was the exec */
     BLANK_EXITED,     /* wait_status of the program */
 };
 struct blank_report {
     uint32_t kind;
     int32_t wait_status, exec_errno;
+    uint64_t created_ns, executed_ns; /* STARTED: CLOCK_MONOTONIC, all set up; exec done */
     char text[200];
 };
 

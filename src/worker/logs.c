@@ -18,6 +18,7 @@
 #define BYTES_PER_FUNCTION_MAX (64 * MIB)
 #define TRIM_EVERY 32u /* new files: looking through a directory for each would be work for nothing */
 #define ANSWER_BYTES_MAX (8 * MIB)
+#define SPARES 16u
 #define STAMP_BYTES 30u /* "2026-01-02T03:04:05.678901234Z" */
 
 struct file_place { /* how far a follower has read a file */
@@ -33,14 +34,34 @@ struct follower {
     struct file_place *places;
     size_t place_count;
 };
+/* Making a file costs more than all else that the worker does for a start: some are kept open, and get their names
+ * when the start is on its way. */
+struct spare {
+    int fd;
+    uint32_t number; /* its name: "spare-NUMBER" */
+};
+struct named { /* to be renamed at the end of the turn */
+    uint64_t function_id, sandbox_id;
+    uint32_t number;
+};
 struct logs {
     struct loop *loop;
     int dir_fd;
+    struct spare spares[SPARES];
+    size_t spare_count;
+    uint32_t last_number;
+    struct named *named;
+    size_t named_count, named_capacity;
+    struct loop_deferred turn_end;
     logs_on_chunk *on_chunk;
     void *user;
     struct list followers;
     uint32_t opened;
 };
+
+static void on_turn_end(struct loop_deferred *d);
+static void names_give(struct logs *l);
+static void spares_sweep(struct logs *l);
 
 enum err logs_new(struct loop *loop, const char *directory, logs_on_chunk *on_chunk, void *user, struct logs **ret_logs, struct error *e)
 {
@@ -54,6 +75,9 @@ enum err logs_new(struct loop *loop, const char *directory, logs_on_chunk *on_ch
         logs_free(l);
         return err;
     }
+    l->turn_end.on_turn_end = on_turn_end;
+    spares_sweep(l);
+    loop_defer(loop, &l->turn_end);
     *ret_logs = l;
     return ERR_OK;
 }
@@ -72,7 +96,13 @@ void logs_free(struct logs *l)
     if (l == NULL)
         return;
     logs_cancel_all(l);
+    if (l->dir_fd >= 0) {
+        loop_defer_cancel(&l->turn_end);
+        names_give(l);
+        spares_sweep(l);
+    }
     fd_close(&l->dir_fd);
+    free(l->named);
     free(l);
 }
 
@@ -140,26 +170,78 @@ static void trim(int dir)
     }
 }
 
-enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, int *ret_fd, struct error *e)
+static void spare_name(uint32_t number, char *ret_name, size_t bytes)
 {
-    char path[64];
-    (void)snprintf(path, sizeof(path), "%" PRIu64 "/%016" PRIx64 ".log", function_id, sandbox_id);
-    int flags = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC;
-    int fd = openat(l->dir_fd, path, flags, 0600);
-    if (fd < 0 && errno == ENOENT) {
-        char name[32];
-        (void)snprintf(name, sizeof(name), "%" PRIu64, function_id);
-        (void)mkdirat(l->dir_fd, name, 0700);
-        fd = openat(l->dir_fd, path, flags, 0600);
+    (void)snprintf(ret_name, bytes, "spare-%u", number);
+}
+
+static bool spare_make(struct logs *l)
+{
+    char name[32];
+    struct spare *spare = &l->spares[l->spare_count];
+    spare->number = ++l->last_number;
+    spare_name(spare->number, name, sizeof(name));
+    spare->fd = openat(l->dir_fd, name, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
+    l->spare_count += spare->fd >= 0;
+    return spare->fd >= 0;
+}
+
+/* Those of this process, and those that one before it left. */
+static void spares_sweep(struct logs *l)
+{
+    while (l->spare_count > 0)
+        fd_close(&l->spares[--l->spare_count].fd);
+    int copy = openat(l->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = copy >= 0 ? fdopendir(copy) : NULL;
+    for (struct dirent *entry; list != NULL && (entry = readdir(list)) != NULL;)
+        if (strncmp(entry->d_name, "spare-", 6) == 0)
+            (void)unlinkat(l->dir_fd, entry->d_name, 0);
+    if (list != NULL)
+        closedir(list);
+}
+
+static void name_give(struct logs *l, const struct named *named)
+{
+    char old[32], directory[32], name[64];
+    spare_name(named->number, old, sizeof(old));
+    (void)snprintf(directory, sizeof(directory), "%" PRIu64, named->function_id);
+    (void)snprintf(name, sizeof(name), "%s/%016" PRIx64 ".log", directory, named->sandbox_id);
+    if (renameat(l->dir_fd, old, l->dir_fd, name) < 0 && errno == ENOENT) {
+        (void)mkdirat(l->dir_fd, directory, 0700);
+        (void)renameat(l->dir_fd, old, l->dir_fd, name);
     }
-    if (fd < 0)
-        return error_errno(e, "open the output file of a sandbox");
     if (++l->opened % TRIM_EVERY == 0) {
-        cleanup(fd_close) int dir = function_dir(l, function_id);
+        cleanup(fd_close) int dir = function_dir(l, named->function_id);
         if (dir >= 0)
             trim(dir);
     }
-    *ret_fd = fd;
+}
+
+static void names_give(struct logs *l)
+{
+    for (size_t i = 0; i < l->named_count; i++)
+        name_give(l, &l->named[i]);
+    l->named_count = 0;
+}
+
+static void on_turn_end(struct loop_deferred *d)
+{
+    struct logs *l = container_of(d, struct logs, turn_end);
+    names_give(l);
+    while (l->spare_count < SPARES && spare_make(l))
+        ;
+}
+
+enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, int *ret_fd, struct error *e)
+{
+    if (l->spare_count == 0 && !spare_make(l))
+        return error_errno(e, "make the output file of a sandbox");
+    if (l->named_count == l->named_capacity)
+        l->named = mem_resize(l->named, l->named_capacity = MAX(l->named_capacity * 2, (size_t)16), sizeof(*l->named));
+    struct spare spare = l->spares[--l->spare_count];
+    l->named[l->named_count++] = (struct named){function_id, sandbox_id, spare.number};
+    loop_defer(l->loop, &l->turn_end);
+    *ret_fd = spare.fd;
     return ERR_OK;
 }
 

@@ -559,7 +559,6 @@ void node_launcher_event(struct node *n, const struct launcher_event *e)
     case LAUNCHER_STATUS:
         on_adopted(n, e);
         break;
-    case LAUNCHER_CREATED:
     case LAUNCHER_CONFIG_OK:
     case LAUNCHER_ATTACHED:
     case LAUNCHER_POOL:
