@@ -34,7 +34,7 @@ struct blank {
     char *argv[ARGUMENTS_MAX + 1], *env[ENV_COUNT_MAX + 16];
     const char *host_name;
     int pipes[2][2]; /* stdout, stderr: read end, write end */
-    int null_fd;
+    int null_fd, proc_fd, tmp_fd, tmp_context;
     pid_t program;
     unsigned long capabilities; /* that the kernel knows */
     volatile int exec_errno; /* written by the child, which shares our memory until its exec */
@@ -120,7 +120,8 @@ static uint64_t now_ns(void)
 
 /* ---- becoming a sandbox ---- */
 
-static int mount_new(const char *type, const char *const *options, unsigned attributes, const char *at)
+/* A detached mount; *ret_context, when asked for, can change its options later. */
+static int mount_new(const char *type, const char *const *options, unsigned attributes, int *ret_context)
 {
     cleanup(fd_close) int context = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC);
     if (context < 0)
@@ -130,24 +131,53 @@ static int mount_new(const char *type, const char *const *options, unsigned attr
             return -1;
     if (syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
         return -1;
-    cleanup(fd_close) int tree = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes);
-    if (tree < 0)
-        return -1;
-    return (int)syscall(SYS_move_mount, tree, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
+    int tree = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes);
+    if (tree >= 0 && ret_context != NULL)
+        *ret_context = fd_take(&context);
+    return tree;
+}
+
+/* All that does not depend on the version, so that it is not in the way of a start. */
+static void things_make(struct blank *b)
+{
+    static const char *const proc[] = {"subset", "pid", "hidepid", "invisible", NULL};
+    static const char *const tmp[] = {"nr_inodes", "64k", "mode", "1777", NULL};
+    b->proc_fd = mount_new("proc", proc, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, NULL);
+    if (b->proc_fd < 0)
+        fail(b, "make /proc");
+    b->tmp_fd = mount_new("tmpfs", tmp, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, &b->tmp_context);
+    if (b->tmp_fd < 0)
+        fail(b, "make /tmp");
+    b->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (b->null_fd < 0 || pipe2(b->pipes[0], O_CLOEXEC | O_NONBLOCK) < 0 || pipe2(b->pipes[1], O_CLOEXEC | O_NONBLOCK) < 0)
+        fail(b, "open the program's descriptors");
+    for (int i = 0; i < 2; i++) /* only our end does not block: the program expects ordinary pipes */
+        (void)fcntl(b->pipes[i][1], F_SETFL, O_WRONLY);
+    while (prctl(PR_CAPBSET_READ, b->capabilities, 0, 0, 0) >= 0)
+        b->capabilities++;
+}
+
+static int mount_attach(int *tree, const char *at)
+{
+    int result = (int)syscall(SYS_move_mount, *tree, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
+    fd_close(tree);
+    return result;
 }
 
 static void mounts_join(struct blank *b)
 {
     if (setns(b->mntns_fd, CLONE_NEWNS) < 0 || unshare(CLONE_NEWNS) < 0)
         fail(b, "join the version's mounts");
-    static const char *const proc[] = {"subset", "pid", "hidepid", "invisible", NULL};
-    if (mount_new("proc", proc, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, "/proc") < 0)
+    if (mount_attach(&b->proc_fd, "/proc") < 0)
         fail(b, "mount /proc");
-    char size[32], owner[16];
+    char size[32];
     (void)snprintf(size, sizeof(size), "%" PRIu64, b->go.tmp_bytes);
-    (void)snprintf(owner, sizeof(owner), "%u", b->go.userns_base);
-    const char *const tmp[] = {"size", size, "nr_inodes", "64k", "mode", "1777", "uid", owner, "gid", owner, NULL};
-    if (mount_new("tmpfs", tmp, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, "/tmp") < 0)
+    if (syscall(SYS_fsconfig, b->tmp_context, FSCONFIG_SET_STRING, "size", size, 0) < 0 ||
+        syscall(SYS_fsconfig, b->tmp_context, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0) < 0 ||
+        fchownat(b->tmp_fd, "", b->go.userns_base, b->go.userns_base, AT_EMPTY_PATH) < 0)
+        fail(b, "size /tmp");
+    fd_close(&b->tmp_context);
+    if (mount_attach(&b->tmp_fd, "/tmp") < 0)
         fail(b, "mount /tmp");
     if (sethostname(b->host_name, strlen(b->host_name)) < 0)
         fail(b, "set the host name");
@@ -272,11 +302,6 @@ static void program_start(struct blank *b)
     static _Alignas(16) char stack[64 * 1024]; /* the child's, until its exec */
     if (chdir("/srv") < 0)
         fail(b, "change to /srv");
-    b->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (b->null_fd < 0 || pipe2(b->pipes[0], O_CLOEXEC | O_NONBLOCK) < 0 || pipe2(b->pipes[1], O_CLOEXEC | O_NONBLOCK) < 0)
-        fail(b, "open the program's descriptors");
-    for (int i = 0; i < 2; i++) /* only our end does not block: the program expects ordinary pipes */
-        (void)fcntl(b->pipes[i][1], F_SETFL, O_WRONLY);
     int listener = -1;
     struct error e = {0};
     if (seccomp_install(&b->shared->last_filter, &listener, &e) != ERR_OK)
@@ -398,8 +423,7 @@ void blank_run(const struct blank_shared *shared, uint32_t slot, int netns_fd, i
     if (b.control_fd != KEPT_FD || signal_fd != KEPT_FD + 1 || syscall(SYS_close_range, 3, KEPT_FD - 1, 0) < 0 ||
         syscall(SYS_close_range, KEPT_FD + 2, ~0u, 0) < 0)
         fail(&b, "close what was inherited");
-    while (prctl(PR_CAPBSET_READ, b.capabilities, 0, 0, 0) >= 0)
-        b.capabilities++;
+    things_make(&b);
     struct blank_report parked = {.kind = BLANK_PARKED};
     report_send(&b, &parked, -1);
     go_receive(&b);

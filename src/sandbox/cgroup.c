@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define LEFTOVER_BYTES_MAX MIB
+
 static const char *const controllers[3] = {"memory", "cpu", "pids"};
 enum { MEMORY, CPU, PIDS };
 
@@ -324,19 +326,21 @@ uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot)
     return read_number(dir_of(t, MEMORY), name);
 }
 
+/* What the last use left charged is page cache, which goes when the next one needs the room. To drive it out costs the
+ * kernel milliseconds, so that is done only where it is much. */
 void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot)
 {
+    bool v2 = t->version == 2;
     char name[64];
-    if (t->version == 2) {
-        slot_file(slot, "memory.reclaim", name, sizeof(name));
-        (void)write_file(t->dirs[0], name, "1073741824");
-        return;
-    }
-    slot_file(slot, "memory.usage_in_bytes", name, sizeof(name));
-    if (read_number(t->dirs[MEMORY], name) > 0) {
-        slot_file(slot, "memory.force_empty", name, sizeof(name));
-        (void)write_file(t->dirs[MEMORY], name, "0");
+    slot_file(slot, v2 ? "memory.current" : "memory.usage_in_bytes", name, sizeof(name));
+    uint64_t charged = read_number(dir_of(t, MEMORY), name);
+    if (charged > LEFTOVER_BYTES_MAX) {
+        char bytes[32];
+        (void)snprintf(bytes, sizeof(bytes), "%" PRIu64, charged);
+        slot_file(slot, v2 ? "memory.reclaim" : "memory.force_empty", name, sizeof(name));
+        (void)write_file(dir_of(t, MEMORY), name, v2 ? bytes : "0");
     }
     slot_file(slot, "memory.max_usage_in_bytes", name, sizeof(name));
-    (void)write_file(t->dirs[MEMORY], name, "0");
+    if (!v2)
+        (void)write_file(t->dirs[MEMORY], name, "0");
 }

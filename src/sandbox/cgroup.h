@@ -23,10 +23,11 @@ must_check enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot
                                       const struct cgroup_limits *limits, struct error *e);
 /* Puts the calling process into the slot's cgroup. Works across pid namespaces. */
 must_check enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct error *e);
-/* How often the kernel killed here for want of memory; and the most memory ever used. 0 where unknown. */
+/* How often the kernel killed here for want of memory; and the most memory used: since the last reset on
+ * version 1, since the slot was made on version 2, which cannot clear it. 0 where unknown. */
 uint64_t cgroup_slot_oom_kills(const struct cgroup_tree *t, uint32_t slot);
 uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot);
-/* After its last process: gives back charged memory and clears the peak, for the next use. */
+/* After its last process: gives back what is still charged when it is much, and clears the peak, for the next use. */
 void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot);
 /* Kills what runs in leftover cgroups of the subtree; part of cgroup_tree_open(). Pure part, for tests: the mount point and
  * the path of our own cgroup for a v1 controller, out of the texts of mountinfo and cgroup files. */

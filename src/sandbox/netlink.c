@@ -1,6 +1,8 @@
 /* netlink.c - rtnetlink messages. */
 #include "sandbox/netlink.h"
 #include <errno.h>
+#include <linux/if.h>
+#include <linux/rtnetlink.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -98,6 +100,14 @@ void netlink_nest_end(struct netlink *n, struct nlattr *nest)
     grow(n);
 }
 
+static void link_state_take(struct netlink *n, struct nlmsghdr *m)
+{
+    int left = (int)IFLA_PAYLOAD(m);
+    for (struct rtattr *a = IFLA_RTA(NLMSG_DATA(m)); RTA_OK(a, left); a = RTA_NEXT(a, left))
+        if (a->rta_type == IFLA_OPERSTATE)
+            n->link_state = *(uint8_t *)RTA_DATA(a);
+}
+
 enum err netlink_send(struct netlink *n, struct error *e)
 {
     uint32_t awaited = n->count, first = n->first_sequence;
@@ -116,6 +126,8 @@ enum err netlink_send(struct netlink *n, struct error *e)
             return error_errno(e, "receive from netlink");
         unsigned left = (unsigned)got;
         for (struct nlmsghdr *m = (struct nlmsghdr *)answer; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left)) {
+            if (m->nlmsg_type == RTM_NEWLINK)
+                link_state_take(n, m);
             if (m->nlmsg_type != NLMSG_ERROR || m->nlmsg_seq - first >= ARRAY_COUNT(n->what))
                 continue;
             awaited--;
@@ -127,4 +139,19 @@ enum err netlink_send(struct netlink *n, struct error *e)
         }
     }
     return err;
+}
+
+/* Asking makes the kernel look at the carrier at once since Linux 6.8. */
+enum err netlink_link_wait(struct netlink *n, unsigned index, unsigned patience_ms, struct error *e)
+{
+    for (unsigned waited_ms = 0; waited_ms <= patience_ms; waited_ms++) {
+        struct ifinfomsg *link = netlink_begin(n, RTM_GETLINK, 0, sizeof(*link), "ask about an interface");
+        link->ifi_index = (int)index;
+        n->link_state = IF_OPER_UNKNOWN;
+        enum err err = netlink_send(n, e);
+        if (err != ERR_OK || n->link_state == IF_OPER_UP)
+            return err;
+        (void)usleep(1000);
+    }
+    return error_set(e, ERR_TIMEOUT, "interface %u did not come up within %u ms", index, patience_ms);
 }

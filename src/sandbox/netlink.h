@@ -11,6 +11,7 @@ struct netlink {
     uint32_t sequence, first_sequence;
     uint32_t count; /* messages in the buffer */
     size_t bytes;
+    uint8_t link_state; /* IF_OPER_* in the last answer about a link */
     const char *what[16]; /* for the error: what each message asks for */
     _Alignas(NLMSG_ALIGNTO) char data[NETLINK_BYTES_MAX];
 };
@@ -29,3 +30,6 @@ void netlink_nest_end(struct netlink *n, struct nlattr *nest);
 /* Sends all and waits for all answers. The error names the first request that was refused. Leaves the
  * buffer empty. */
 must_check enum err netlink_send(struct netlink *n, struct error *e);
+/* Waits until the kernel passes packets through a link: it does not as soon as the link is up, but when its carrier was
+ * noticed, and drops what is sent before. ERR_TIMEOUT. */
+must_check enum err netlink_link_wait(struct netlink *n, unsigned index, unsigned patience_ms, struct error *e);

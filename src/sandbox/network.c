@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define LINK_PATIENCE_MS 2000u
 #define FUNCTION_PORT_DEFAULT 8080
 #define IP_FORWARD "/proc/sys/net/ipv4/ip_forward"
 
@@ -193,6 +194,9 @@ enum err network_slot_make(const struct network_config *c, uint32_t slot, int *r
         add_veth(&n, name, slot, netns);
         err = netlink_send(&n, e);
         unsigned index = err == ERR_OK ? if_nametoindex(name) : 0;
+        char sysctl[96]; /* no IPv6, so none of its chatter */
+        (void)snprintf(sysctl, sizeof(sysctl), "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
+        set_sysctl(sysctl, "1");
         if (err == ERR_OK)
             err = outside_configure(c, slot, index, &n, e);
         netlink_close(&n);
@@ -204,10 +208,16 @@ enum err network_slot_make(const struct network_config *c, uint32_t slot, int *r
     err = netlink_open(&n, e);
     if (err == ERR_OK) {
         err = inside_configure(c, slot, &n, e);
+        if (err == ERR_OK)
+            err = netlink_link_wait(&n, if_nametoindex("eth0"), LINK_PATIENCE_MS, e);
         netlink_close(&n);
     }
     if (setns(host_ns, CLONE_NEWNET) < 0)
         abort();
+    if (err == ERR_OK && (err = netlink_open(&n, e)) == ERR_OK) {
+        err = netlink_link_wait(&n, if_nametoindex(name), LINK_PATIENCE_MS, e);
+        netlink_close(&n);
+    }
     if (err == ERR_OK)
         *ret_netns_fd = fd_take(&netns);
     return err;

@@ -19,6 +19,7 @@
 #define TRIM_EVERY 32u /* new files: looking through a directory for each would be work for nothing */
 #define ANSWER_BYTES_MAX (8 * MIB)
 #define SPARES 16u
+#define NAMED_AFTER_NS (2 * NS_PER_MS) /* the start that has just been ordered has the processors for itself */
 #define STAMP_BYTES 30u /* "2026-01-02T03:04:05.678901234Z" */
 
 struct file_place { /* how far a follower has read a file */
@@ -40,7 +41,7 @@ struct spare {
     int fd;
     uint32_t number; /* its name: "spare-NUMBER" */
 };
-struct named { /* to be renamed at the end of the turn */
+struct named { /* to be renamed soon */
     uint64_t function_id, sandbox_id;
     uint32_t number;
 };
@@ -52,14 +53,14 @@ struct logs {
     uint32_t last_number;
     struct named *named;
     size_t named_count, named_capacity;
-    struct loop_deferred turn_end;
+    struct loop_timer timer;
     logs_on_chunk *on_chunk;
     void *user;
     struct list followers;
     uint32_t opened;
 };
 
-static void on_turn_end(struct loop_deferred *d);
+static void on_timer(struct loop_timer *timer);
 static void names_give(struct logs *l);
 static void spares_sweep(struct logs *l);
 
@@ -75,9 +76,9 @@ enum err logs_new(struct loop *loop, const char *directory, logs_on_chunk *on_ch
         logs_free(l);
         return err;
     }
-    l->turn_end.on_turn_end = on_turn_end;
+    loop_timer_init(&l->timer, on_timer);
     spares_sweep(l);
-    loop_defer(loop, &l->turn_end);
+    loop_timer_start(loop, &l->timer, loop_now_ns(loop));
     *ret_logs = l;
     return ERR_OK;
 }
@@ -97,7 +98,7 @@ void logs_free(struct logs *l)
         return;
     logs_cancel_all(l);
     if (l->dir_fd >= 0) {
-        loop_defer_cancel(&l->turn_end);
+        loop_timer_stop(l->loop, &l->timer);
         names_give(l);
         spares_sweep(l);
     }
@@ -224,9 +225,9 @@ static void names_give(struct logs *l)
     l->named_count = 0;
 }
 
-static void on_turn_end(struct loop_deferred *d)
+static void on_timer(struct loop_timer *timer)
 {
-    struct logs *l = container_of(d, struct logs, turn_end);
+    struct logs *l = container_of(timer, struct logs, timer);
     names_give(l);
     while (l->spare_count < SPARES && spare_make(l))
         ;
@@ -240,7 +241,8 @@ enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, in
         l->named = mem_resize(l->named, l->named_capacity = MAX(l->named_capacity * 2, (size_t)16), sizeof(*l->named));
     struct spare spare = l->spares[--l->spare_count];
     l->named[l->named_count++] = (struct named){function_id, sandbox_id, spare.number};
-    loop_defer(l->loop, &l->turn_end);
+    if (!loop_timer_is_running(&l->timer))
+        loop_timer_start(l->loop, &l->timer, loop_now_ns(l->loop) + NAMED_AFTER_NS);
     *ret_fd = spare.fd;
     return ERR_OK;
 }
@@ -282,6 +284,7 @@ static void file_read_lines(int dir, uint64_t sandbox_id, off_t *offset, size_t 
 
 void logs_tail(struct logs *l, uint64_t function_id, uint64_t sandbox_id, size_t bytes_max, struct buf *ret_text)
 {
+    names_give(l);
     cleanup(fd_close) int dir = function_dir(l, function_id);
     cleanup(buf_done) struct buf raw = {0};
     off_t offset = 0;
@@ -415,6 +418,7 @@ static void on_inotify(struct loop_poll *poll, uint32_t epoll_events)
 
 void logs_get(struct logs *l, const struct logs_query *query)
 {
+    names_give(l);
     struct follower *f = mem_new(sizeof(*f));
     *f = (struct follower){.logs = l, .query = *query, .inotify_fd = -1};
     list_push_back(&l->followers, &f->node);
@@ -430,7 +434,7 @@ void logs_get(struct logs *l, const struct logs_query *query)
     (void)snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", l->dir_fd, name);
     f->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     f->poll.on_ready = on_inotify;
-    if (f->inotify_fd < 0 || inotify_add_watch(f->inotify_fd, path, IN_MODIFY | IN_CREATE | IN_ONLYDIR) < 0 ||
+    if (f->inotify_fd < 0 || inotify_add_watch(f->inotify_fd, path, IN_MODIFY | IN_MOVED_TO | IN_ONLYDIR) < 0 ||
         loop_poll_start(l->loop, &f->poll, f->inotify_fd, EPOLLIN, &e) != ERR_OK) {
         follower_send(f, true);
         follower_free(f);
@@ -460,6 +464,7 @@ void logs_cancel_all(struct logs *l)
 
 void logs_function_gone(struct logs *l, uint64_t function_id)
 {
+    names_give(l);
     char name[32];
     cleanup(fd_close) int dir = function_dir(l, function_id);
     size_t count = 0;

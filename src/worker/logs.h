@@ -11,7 +11,7 @@ struct logs;
 typedef void logs_on_chunk(void *user, uint64_t request_id, struct str data, bool end);
 must_check enum err logs_new(struct loop *loop, const char *directory, logs_on_chunk *on_chunk, void *user, struct logs **ret_logs, struct error *e);
 void logs_free(struct logs *l);
-/* The file for a new sandbox's output; it has its name from the end of the loop's turn on. The caller owns *ret_fd. Removes old files of
+/* The file for a new sandbox's output; it may get its name a little later, but all functions here find it at once. The caller owns *ret_fd. Removes old files of
  * the function above the bounds. */
 must_check enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, int *ret_fd, struct error *e);
 /* The last bytes of a sandbox's output as plain text, at most bytes_max, whole lines. */
