@@ -1,5 +1,7 @@
 /* helpers.c - the launcher's helper processes, so that it never blocks itself:
- *   the nursery clones blanks (it has few descriptors, a small address space and the base filter already);
+ *   the nursery clones blanks (it has few descriptors, a small address space and the base filter already), right into their
+ *   cgroup; version 1 of cgroups cannot, and to move a process makes every clone and exec of the machine wait, so
+ *   there each slot has an anchor: a process that has been moved once, and clones the slot's blanks where it is;
  *   the builder makes the networks and cgroups of slots;
  *   a short-lived one for each template ends in the mount namespace it has made. */
 #include "launcher/state.h"
@@ -19,12 +21,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct nursery_order {
+struct nursery_order { /* descriptors: network namespace; control end of the blank, or the anchor's own socket */
     uint32_t slot;
+    uint32_t anchor;
 };
 struct nursery_answer {
     uint32_t slot;
+    uint32_t anchor;
     int32_t pid; /* < 0: -errno */
+};
+struct anchor_answer {
+    int32_t pid;    /* of the blank; 0: the anchor is ready; < 0: it cannot be */
+    char text[200]; /* why not */
 };
 struct builder_answer {
     uint32_t slot;
@@ -76,6 +84,73 @@ static void limits_set(void)
         (void)!write(fd, "500", 3); /* sandboxes go before the host's own programs */
 }
 
+static void socket_block(int fd)
+{
+    (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+}
+
+/* Waits for one. False: the launcher has gone. */
+static bool order_receive(int fd, void *order, size_t bytes, int *ret_fds, size_t count)
+{
+    size_t fd_count;
+    char byte; /* packet_recv() does not wait */
+    return recv(fd, &byte, 1, MSG_PEEK) > 0 && packet_recv(fd, order, bytes, ret_fds, count, &fd_count) == (ssize_t)bytes &&
+           fd_count == count;
+}
+
+/* A child of the launcher. Its pid, 0 in the child, or -errno. */
+static long process_clone(uint64_t flags, int cgroup_fd)
+{
+    struct clone_args args = {.flags = flags | CLONE_PARENT};
+    if (cgroup_fd >= 0) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)cgroup_fd;
+    }
+    long pid = syscall(SYS_clone3, &args, sizeof(args));
+    return pid < 0 ? -errno : pid;
+}
+
+#define BLANK_NAMESPACES (CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+
+static long blank_clone(const struct launcher *l, uint32_t slot)
+{
+    char name[32];
+    (void)snprintf(name, sizeof(name), "s%u", slot);
+    cleanup(fd_close) int group = openat(l->shared.cgroups.dirs[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return group < 0 ? -errno : process_clone(BLANK_NAMESPACES, group);
+}
+
+/* Cgroups of version 1 only. Clones blanks that are where they must be from their first moment. */
+static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int netns_fd, int fd)
+{
+    struct anchor_answer answer = {0};
+    struct error e = {0};
+    helper_begin("dirigent-slot");
+    bool entered = cgroup_slot_enter(&l->shared.cgroups, slot, &e) == ERR_OK;
+    if (entered && (unshare(CLONE_NEWCGROUP) < 0 || setns(netns_fd, CLONE_NEWNET) < 0))
+        entered = error_errno(&e, "enter the slot's namespaces") == ERR_OK;
+    if (!entered) {
+        answer.pid = -1;
+        (void)snprintf(answer.text, sizeof(answer.text), "%.190s", e.text);
+        (void)packet_send(fd, &answer, sizeof(answer), NULL, 0);
+        _exit(1);
+    }
+    keep_only(&fd, 1);
+    socket_block(fd);
+    for (;;) {
+        uint32_t order;
+        int control;
+        if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK || !order_receive(fd, &order, sizeof(order), &control, 1))
+            _exit(0);
+        answer.pid = (int32_t)process_clone(BLANK_NAMESPACES, -1);
+        if (answer.pid == 0) {
+            (void)close(fd);
+            blank_run(&l->shared, -1, control);
+        }
+        (void)close(control);
+    }
+}
+
 static _Noreturn void nursery_run(const struct launcher *l, int fd)
 {
     int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1], l->shared.cgroups.dirs[2]};
@@ -90,32 +165,20 @@ static _Noreturn void nursery_run(const struct launcher *l, int fd)
         dprintf(2, "dirigent-launcher: nursery: %s\n", e.text);
         _exit(1);
     }
-    int flags = fcntl(fd, F_GETFL);
-    (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    socket_block(fd);
     for (;;) {
         struct nursery_order order;
         int fds[2];
-        size_t fd_count;
-        char byte; /* packet_recv() does not wait */
-        if (recv(fd, &byte, 1, MSG_PEEK) <= 0)
+        if (!order_receive(fd, &order, sizeof(order), fds, 2))
             _exit(0);
-        if (packet_recv(fd, &order, sizeof(order), fds, 2, &fd_count) != (ssize_t)sizeof(order) || fd_count != 2)
-            _exit(0);
-        struct clone_args args = {.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_PARENT};
-        char name[32];
-        cleanup(fd_close) int group = -1;
-        if (l->shared.cgroups.version == 2) {
-            (void)snprintf(name, sizeof(name), "s%u", order.slot);
-            group = openat(l->shared.cgroups.dirs[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-            args.flags |= CLONE_INTO_CGROUP;
-            args.cgroup = (uint64_t)group;
-        }
-        long pid = syscall(SYS_clone3, &args, sizeof(args));
+        long pid = order.anchor ? process_clone(0, -1) : blank_clone(l, order.slot);
         if (pid == 0) {
             (void)close(fd);
-            blank_run(&l->shared, order.slot, fds[0], fds[1]);
+            if (order.anchor)
+                anchor_run(l, order.slot, fds[0], fds[1]);
+            blank_run(&l->shared, fds[0], fds[1]);
         }
-        struct nursery_answer answer = {order.slot, pid < 0 ? -errno : (int32_t)pid};
+        struct nursery_answer answer = {order.slot, order.anchor, (int32_t)pid};
         (void)close(fds[0]);
         (void)close(fds[1]);
         if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK)
@@ -136,26 +199,96 @@ static void on_nursery_ready(struct loop_poll *poll, uint32_t epoll_events)
             dprintf(2, "dirigent-launcher: the nursery has died\n");
             _exit(1); /* fail-stop: the kernel kills all sandboxes, the worker starts us again */
         }
-        slot_born(&l->slots[answer.slot], answer.pid);
+        if (!answer.anchor)
+            slot_born(&l->slots[answer.slot], answer.pid);
+        else if (answer.pid > 0)
+            l->slots[answer.slot].anchor_pid = answer.pid;
+        /* else its socket is closed, which is told in on_anchor_ready() */
     }
+}
+
+/* Orders `s` from the nursery; its end of a new socket pair goes with it. False with errno. */
+static bool nursery_order(struct launcher *l, const struct slot *s, bool anchor, int *ret_fd)
+{
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return false;
+    struct nursery_order order = {s->index, anchor};
+    int fds[2] = {s->netns_fd, ends[1]};
+    bool sent = packet_send(l->nursery_fd, &order, sizeof(order), fds, 2) == ERR_OK;
+    (void)close(ends[1]);
+    if (sent)
+        *ret_fd = ends[0];
+    else
+        (void)close(ends[0]);
+    return sent;
+}
+
+static bool anchor_order(struct slot *s)
+{
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return false;
+    bool sent = packet_send(s->anchor_fd, &s->index, sizeof(s->index), &ends[1], 1) == ERR_OK;
+    (void)close(ends[1]);
+    if (sent)
+        s->control_fd = ends[0];
+    else
+        (void)close(ends[0]);
+    return sent;
 }
 
 void helpers_birth(struct launcher *l, struct slot *s)
 {
-    int ends[2];
     s->state = SLOT_BIRTH;
     l->births++;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) {
-        slot_born(s, -errno);
-        return;
-    }
-    s->control_fd = ends[0];
-    struct nursery_order order = {s->index};
-    int fds[2] = {s->netns_fd, ends[1]};
-    enum err err = packet_send(l->nursery_fd, &order, sizeof(order), fds, 2);
-    (void)close(ends[1]);
-    if (err != ERR_OK)
+    if (!(s->anchor_fd >= 0 ? anchor_order(s) : nursery_order(l, s, false, &s->control_fd)))
         slot_born(s, -EAGAIN); /* its queue is full: tried again with the next refill */
+}
+
+/* ---- anchors ---- */
+
+void helpers_anchor_end(struct slot *s)
+{
+    loop_poll_stop(&s->anchor_poll);
+    fd_close(&s->anchor_fd);
+    if (s->anchor_pid > 0)
+        (void)waitpid(s->anchor_pid, NULL, __WALL); /* it has ended */
+    s->anchor_pid = 0;
+}
+
+static void on_anchor_ready(struct loop_poll *poll, uint32_t epoll_events)
+{
+    struct slot *s = container_of(poll, struct slot, anchor_poll);
+    struct anchor_answer answer;
+    size_t fd_count;
+    ssize_t n = packet_recv(poll->fd, &answer, sizeof(answer), NULL, 0, &fd_count);
+    if (n < 0)
+        return;
+    bool born = n == (ssize_t)sizeof(answer) && answer.pid > 0, failed = n != (ssize_t)sizeof(answer) || answer.pid < 0;
+    if (s->state == SLOT_BUILDING) {
+        if (failed) {
+            dprintf(2, "dirigent-launcher: slot %u cannot be used: %s\n", s->index, n > 0 ? answer.text : "its anchor has died");
+            helpers_anchor_end(s);
+        }
+        slot_anchored(s, !failed);
+    } else if (s->state == SLOT_BIRTH && s->pid == 0 && (born || failed)) {
+        slot_born(s, born ? answer.pid : -EAGAIN);
+    }
+    if (failed && s->state != SLOT_BUILDING)
+        helpers_anchor_end(s); /* a new one is made when the slot is wanted again */
+}
+
+bool helpers_anchor(struct launcher *l, struct slot *s)
+{
+    struct error e = {0};
+    if (!nursery_order(l, s, true, &s->anchor_fd))
+        return false;
+    s->anchor_poll.on_ready = on_anchor_ready;
+    if (loop_poll_start(l->loop, &s->anchor_poll, s->anchor_fd, EPOLLIN, &e) == ERR_OK)
+        return true;
+    fd_close(&s->anchor_fd);
+    return false;
 }
 
 /* ---- builder ---- */
@@ -165,8 +298,7 @@ static _Noreturn void builder_run(const struct launcher *l, int fd)
     int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1], l->shared.cgroups.dirs[2]};
     helper_begin("dirigent-build");
     keep_only(keep, ARRAY_COUNT(keep));
-    int flags = fcntl(fd, F_GETFL);
-    (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    socket_block(fd);
     uint32_t index;
     while (recv(fd, &index, sizeof(index), 0) == (ssize_t)sizeof(index)) {
         struct builder_answer answer = {.slot = index, .ok = 1};

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -339,8 +340,10 @@ static void everything_remove(struct launcher *l)
     }
     (void)kill(l->nursery_pid, SIGKILL);
     (void)kill(l->builder_pid, SIGKILL);
-    for (uint32_t i = 0; i < l->config.slots_max; i++)
+    for (uint32_t i = 0; i < l->config.slots_max; i++) {
+        helpers_anchor_end(&l->slots[i]);
         fd_close(&l->slots[i].netns_fd);
+    }
     size_t cursor = 0;
     for (struct template *t; (t = map_next(&l->templates, &cursor)) != NULL;) {
         fd_close(&t->mntns_fd);
@@ -421,7 +424,8 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
     if (err != ERR_OK)
         return err;
     seccomp_last_build(&l->shared.last_filter);
-    l->shared.launcher_pid = getpid();
+    while (prctl(PR_CAPBSET_READ, l->shared.capabilities, 0, 0, 0) >= 0)
+        l->shared.capabilities++;
     err = loop_new(&l->loop, e);
     if (err == ERR_OK)
         err = helpers_start(l, e);
@@ -462,7 +466,7 @@ int main(int argc, char **argv)
         list_init(&l.starts);
         l.slots = mem_new_array(l.config.slots_max, sizeof(*l.slots));
         for (uint32_t i = 0; i < l.config.slots_max; i++)
-            l.slots[i] = (struct slot){.launcher = &l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .listener_fd = -1};
+            l.slots[i] = (struct slot){.launcher = &l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .listener_fd = -1, .anchor_fd = -1};
         loop_timer_init(&l.orphan_timer, on_orphan);
         loop_timer_init(&l.quarantine_timer, on_quarantine_timer);
         loop_timer_init(&l.refill_timer, on_refill_timer);

@@ -129,6 +129,8 @@ static void on_listen(struct slot *s, const struct seccomp_notif *call)
     if (getsockname(fd, (struct sockaddr *)&address, &bytes) == 0)
         told_listening(s, (struct sockaddr *)&address); /* before the answer: others have the longer way to go */
     answer(s, call->id, false, 0);
+    if (s->is_ready)
+        sandbox_limit(s);
 }
 
 void on_listener_ready(struct loop_poll *poll, uint32_t epoll_events)

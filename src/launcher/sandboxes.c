@@ -20,8 +20,14 @@
 
 #define BUILDS_AT_ONCE 8u
 #define BIRTHS_AT_ONCE 16u
+/* Until it listens a sandbox has at least one processor: a small limit is dealt out in slices that are used up before the
+ * program has begun, and then it stands still for the rest of the period. docs/decisions/0006-cpu-while-starting.md. */
+#define START_CPU_MILLI 1000u
 #define REFILL_DELAY_US 1500u /* a start that has just been ordered has the processors for itself */
 
+static void cpu_limit(struct slot *s, uint32_t cpu_milli);
+static void slot_ready(struct slot *s);
+static void quarantine(struct slot *s);
 static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns, int output_fd);
 
 static uint64_t since_us(uint64_t from_ns)
@@ -60,7 +66,7 @@ void slots_refill(struct launcher *l)
         have++;
     }
     /* Slots at rest do not count: under steady load as many as rest at a time must exist beside those in use. */
-    uint32_t coming = have + list_length(&l->free_slots) + l->building;
+    uint32_t coming = have + list_length(&l->free_slots) + l->building + l->anchoring;
     while (coming < wanted + l->config.blanks_min && l->building < BUILDS_AT_ONCE && !l->builder_failed &&
            l->slots_made + l->building < l->config.slots_max) {
         struct slot *s = &l->slots[l->slots_made + l->building];
@@ -77,14 +83,6 @@ static void refill_later(struct launcher *l)
         loop_timer_start(l->loop, &l->refill_timer, loop_now_ns(l->loop) + REFILL_DELAY_US * NS_PER_US);
 }
 
-static void slot_free(struct slot *s)
-{
-    struct launcher *l = s->launcher;
-    s->state = SLOT_FREE;
-    list_push_back(&l->free_slots, &s->node);
-    slots_refill(l);
-}
-
 void slot_built(struct slot *s, int netns_fd)
 {
     struct launcher *l = s->launcher;
@@ -96,7 +94,38 @@ void slot_built(struct slot *s, int netns_fd)
     l->slots_made++;
     s->netns_fd = netns_fd;
     s->outward = true;
-    slot_free(s);
+    slot_ready(s);
+}
+
+static void slot_free(struct slot *s)
+{
+    struct launcher *l = s->launcher;
+    s->state = SLOT_FREE;
+    list_push_back(&l->free_slots, &s->node);
+    slots_refill(l);
+}
+
+/* With cgroups of version 1 a slot is of use when its anchor stands. */
+static void slot_ready(struct slot *s)
+{
+    struct launcher *l = s->launcher;
+    if (l->shared.cgroups.version != 1 || s->anchor_fd >= 0) {
+        slot_free(s);
+        return;
+    }
+    s->state = SLOT_BUILDING;
+    l->anchoring++;
+    if (!helpers_anchor(l, s))
+        slot_anchored(s, false);
+}
+
+void slot_anchored(struct slot *s, bool ok)
+{
+    s->launcher->anchoring--;
+    if (ok)
+        slot_free(s);
+    else
+        quarantine(s); /* and once more */
 }
 
 static void descriptors_close(struct slot *s)
@@ -129,7 +158,7 @@ void on_quarantine_timer(struct loop_timer *timer)
             return;
         }
         list_remove(&s->node);
-        slot_free(s);
+        slot_ready(s);
     }
 }
 
@@ -156,6 +185,8 @@ static void on_reaped(struct slot *s)
     s->oom_kills = oom_kills;
     descriptors_close(s);
     cgroup_slot_reset(&l->shared.cgroups, s->index);
+    if (s->limits.cpu_milli > 0)
+        cpu_limit(s, MAX(s->limits.cpu_milli, START_CPU_MILLI)); /* now rather than in the way of the next start */
     if (!s->outward) {
         struct error e = {0};
         s->outward = network_slot_outward(&l->network, s->netns_fd, true, &e) == ERR_OK;
@@ -267,9 +298,7 @@ void slot_born(struct slot *s, pid_t pid)
     if (pid < 0) {
         l->births--;
         fd_close(&s->control_fd);
-        s->state = SLOT_FREE;
-        list_push_back(&l->free_slots, &s->node);
-        refill_later(l);
+        quarantine(s);
         return;
     }
     s->pid = pid;
@@ -285,6 +314,27 @@ void slot_born(struct slot *s, pid_t pid)
         dprintf(2, "dirigent-launcher: cannot watch process %d: %s\n", (int)pid, strerror(errno));
         _exit(1); /* unsupervised is worse than gone */
     }
+}
+
+/* ---- processor time ---- */
+
+static void cpu_limit(struct slot *s, uint32_t cpu_milli)
+{
+    struct error e = {0};
+    if (s->limits.cpu_milli == cpu_milli)
+        return;
+    if (cgroup_slot_cpu(&s->launcher->shared.cgroups, s->index, cpu_milli, &e) == ERR_OK) {
+        s->limits.cpu_milli = cpu_milli;
+        return;
+    }
+    dprintf(2, "dirigent-launcher: slot %u: %s\n", s->index, e.text);
+    s->limits = (struct cgroup_limits){0}; /* all are written before the next use */
+    sandbox_kill(s);
+}
+
+void sandbox_limit(struct slot *s)
+{
+    cpu_limit(s, s->template->limits.cpu_milli);
 }
 
 /* ---- orders ---- */
@@ -307,12 +357,14 @@ static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, u
     s->started_at_ms = clock_real_ms();
     map_put(&l->sandboxes, sandbox_id, s);
     l->running++;
+    struct cgroup_limits limits = t->limits;
+    limits.cpu_milli = MAX(limits.cpu_milli, START_CPU_MILLI);
     enum err err = ERR_OK;
-    if (memcmp(&s->limits, &t->limits, sizeof(s->limits)) != 0) {
+    if (memcmp(&s->limits, &limits, sizeof(limits)) != 0) {
         s->limits = (struct cgroup_limits){0};
-        err = cgroup_slot_limit(&l->shared.cgroups, s->index, &t->limits, &e);
+        err = cgroup_slot_limit(&l->shared.cgroups, s->index, &limits, &e);
         if (err == ERR_OK)
-            s->limits = t->limits;
+            s->limits = limits;
     }
     if (err == ERR_OK && t->spec.network_none) {
         err = network_slot_outward(&l->network, s->netns_fd, false, &e);

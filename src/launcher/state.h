@@ -1,7 +1,7 @@
 /* state.h - what the launcher's files share: slots, templates, the worker's connection. Nobody else includes it.
  *
  * A slot is an address with its network namespace and cgroup. Its life:
- *   EMPTY -> BUILDING (builder process) -> FREE -> BIRTH (nursery clones a blank) -> PARKED -> RUNNING (a sandbox)
+ *   EMPTY -> BUILDING (builder process, then the anchor) -> FREE -> BIRTH (nursery or anchor clones a blank) -> PARKED -> RUNNING (a sandbox)
  *   -> DYING (killed, not reaped yet) -> QUARANTINE -> FREE -> …                                              */
 #pragma once
 #include "base/hash.h"
@@ -33,9 +33,9 @@ struct slot {
     struct launcher *launcher;
     uint32_t index;
     enum slot_state state;
-    int netns_fd, control_fd, pidfd, listener_fd;
-    pid_t pid;
-    struct loop_poll control_poll, pid_poll, listener_poll;
+    int netns_fd, control_fd, pidfd, listener_fd, anchor_fd;
+    pid_t pid, anchor_pid;       /* the anchor: with cgroups of version 1 only, see helpers.c */
+    struct loop_poll control_poll, pid_poll, listener_poll, anchor_poll;
     struct list node;            /* in the list of its state: free, parked, quarantine */
     uint64_t quarantine_end_ns;
     struct cgroup_limits limits; /* as they are written now */
@@ -64,7 +64,7 @@ struct launcher {
     struct loop *loop;
     struct slot *slots;
     struct list free_slots, parked, quarantine, starts;
-    uint32_t slots_made, births, building, running;
+    uint32_t slots_made, births, building, anchoring, running;
     struct map templates; /* template_key() */
     struct map sandboxes; /* id -> slot */
     uint32_t userns_next;
@@ -85,15 +85,19 @@ void launcher_slot_event(struct slot *s, uint32_t kind, struct launcher_event *r
 /* helpers.c - nursery and builder */
 must_check enum err helpers_start(struct launcher *l, struct error *e);
 void helpers_birth(struct launcher *l, struct slot *s);
+bool helpers_anchor(struct launcher *l, struct slot *s); /* ends with slot_anchored() */
+void helpers_anchor_end(struct slot *s);                 /* also when there is none */
 void helpers_build(struct launcher *l, struct slot *s);
 must_check enum err helpers_template(struct launcher *l, struct template *t, int code_fd, struct error *e);
 /* sandboxes.c - slots and sandboxes */
 void slot_built(struct slot *s, int netns_fd);
+void slot_anchored(struct slot *s, bool ok);
 void slot_born(struct slot *s, pid_t pid);
 void slots_refill(struct launcher *l);
 void sandbox_start(struct launcher *l, uint64_t sandbox_id, struct template *t, int output_fd);
 void sandbox_signal(struct slot *s, int signo);
 void sandbox_kill(struct slot *s);
+void sandbox_limit(struct slot *s); /* it listens: from now on it has what it was promised, no more */
 void template_release(struct launcher *l, struct template *t);
 void on_quarantine_timer(struct loop_timer *timer);
 /* notify.c - bind(2) and listen(2) of sandboxes */

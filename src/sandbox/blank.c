@@ -36,7 +36,6 @@ struct blank {
     int pipes[2][2]; /* stdout, stderr: read end, write end */
     int null_fd, proc_fd, tmp_fd, tmp_context;
     pid_t program;
-    unsigned long capabilities; /* that the kernel knows */
     volatile int exec_errno; /* written by the child, which shares our memory until its exec */
     char strings[STRINGS_BYTES_MAX];
     struct pump pump;
@@ -153,8 +152,6 @@ static void things_make(struct blank *b)
         fail(b, "open the program's descriptors");
     for (int i = 0; i < 2; i++) /* only our end does not block: the program expects ordinary pipes */
         (void)fcntl(b->pipes[i][1], F_SETFL, O_WRONLY);
-    while (prctl(PR_CAPBSET_READ, b->capabilities, 0, 0, 0) >= 0)
-        b->capabilities++;
 }
 
 static int mount_attach(int *tree, const char *at)
@@ -228,7 +225,7 @@ static void landlock_enter(struct blank *b)
 static void privileges_give_up(struct blank *b)
 {
     /* Joining the user namespace gave us all capabilities in it, and a full bounding set. */
-    for (unsigned long capability = 0; capability < b->capabilities; capability++)
+    for (unsigned long capability = 0; capability < b->shared->capabilities; capability++)
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
             fail(b, "drop a capability");
     unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED |
@@ -400,10 +397,9 @@ static _Noreturn void live(struct blank *b, int signal_fd)
     }
 }
 
-void blank_run(const struct blank_shared *shared, uint32_t slot, int netns_fd, int control_fd)
+void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd)
 {
     static struct blank b; /* large; a process has one */
-    struct error e = {0};
     b.shared = shared;
     b.control_fd = control_fd;
     sigset_t set;
@@ -413,9 +409,7 @@ void blank_run(const struct blank_shared *shared, uint32_t slot, int netns_fd, i
     int signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signal_fd < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         fail(&b, "prepare a blank");
-    if (shared->cgroups.version == 1 && cgroup_slot_enter(&shared->cgroups, slot, &e) != ERR_OK)
-        fail(&b, "enter the cgroup");
-    if (unshare(CLONE_NEWCGROUP) < 0 || setns(netns_fd, CLONE_NEWNET) < 0)
+    if (netns_fd >= 0 && (unshare(CLONE_NEWCGROUP) < 0 || setns(netns_fd, CLONE_NEWNET) < 0))
         fail(&b, "enter the network namespace");
     /* Nothing that was inherited stays: only the two that are needed, moved out of the way. */
     b.control_fd = fcntl(control_fd, F_DUPFD_CLOEXEC, KEPT_FD);

@@ -1,7 +1,7 @@
 /* blank.h - process 1 of a sandbox, from birth to end.
  *
- * A blank is cloned ahead of time by the nursery into its own pid, ipc, uts and cgroup namespaces; it enters its
- * slot's cgroup and network namespace and waits on its control socket (seqpacket). BLANK_GO makes it a sandbox of one version: it joins
+ * A blank is cloned ahead of time by the nursery into its own pid, ipc, uts and cgroup namespaces, and its
+ * slot's cgroup; it enters the slot's network namespace and waits on its control socket (seqpacket). BLANK_GO makes it a sandbox of one version: it joins
  * the version's mount namespace (a copy of it), mounts its own /proc and /tmp, joins the version's user namespace, gives up everything,
  * starts the program and from then on reaps, forwards signals and pumps output.
  *
@@ -39,9 +39,10 @@ struct blank_report {
 struct blank_shared {
     struct cgroup_tree cgroups;
     struct seccomp_program last_filter;
-    pid_t launcher_pid;
+    unsigned long capabilities; /* that the kernel knows */
 };
-/* In the new process: never returns. `slot` names its cgroup. Owns both descriptors. */
-_Noreturn void blank_run(const struct blank_shared *shared, uint32_t slot, int netns_fd, int control_fd);
+/* In the new process, which is in its cgroup: never returns. `netns_fd` -1: it is in its network and cgroup namespaces too. Owns both
+ * descriptors. */
+_Noreturn void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd);
 /* Output file: bounded, the oldest part is punched away. Tests use a small one. */
 #include "sandbox/pump.h"

@@ -190,6 +190,19 @@ static enum err tree_dir_open(struct cgroup_tree *t, int index, const char *pare
     return ERR_OK;
 }
 
+/* All sandboxes together weigh as much as one task on each processor: without it they would be as one against every
+ * single process beside them, and starts would wait for whatever else the host does. */
+static void weight_set(const struct cgroup_tree *t)
+{
+    unsigned long processors = (unsigned long)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
+    char text[32];
+    if (t->version == 1)
+        (void)snprintf(text, sizeof(text), "%lu", MIN(1024 * processors, 262144ul));
+    else
+        (void)snprintf(text, sizeof(text), "%lu", MIN(100 * processors, 10000ul));
+    (void)write_file(dir_of(t, CPU), t->version == 1 ? "cpu.shares" : "cpu.weight", text); /* a nicety */
+}
+
 enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t, struct error *e)
 {
     *t = (struct cgroup_tree){.dirs = {-1, -1, -1}};
@@ -208,6 +221,8 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
         err = tree_dir_open(t, 0, path, name, e);
         if (err == ERR_OK && write_file(t->dirs[0], "cgroup.subtree_control", "+memory +cpu +pids") != ERR_OK)
             err = error_errno(e, "enable memory, cpu and pids in cgroup '%s'", t->paths[0]);
+        if (err == ERR_OK)
+            weight_set(t);
         return err;
     }
     if (force_version == 2)
@@ -222,6 +237,7 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
         if (err != ERR_OK)
             return err;
     }
+    weight_set(t);
     return ERR_OK;
 }
 
@@ -248,6 +264,20 @@ enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct err
     return ERR_OK;
 }
 
+enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli, struct error *e)
+{
+    uint64_t quota_us = MAX((uint64_t)cpu_milli * 100, UINT64_C(1000)); /* the kernel's least */
+    if (t->version == 1)
+        return limit_set(t->dirs[CPU], slot, "cpu.cfs_quota_us", quota_us, e);
+    char name[64], text[64], got[64] = "";
+    slot_file(slot, "cpu.max", name, sizeof(name));
+    (void)snprintf(text, sizeof(text), "%" PRIu64 " 100000\n", quota_us);
+    if (write_file(t->dirs[0], name, text) != ERR_OK || read_text(t->dirs[0], name, got, sizeof(got)) != ERR_OK ||
+        strcmp(got, text) != 0)
+        return error_set(e, ERR_FAILED, "the cgroup's cpu.max is '%s' after '%s' was written", got, text);
+    return ERR_OK;
+}
+
 static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l, struct error *e)
 {
     char name[64];
@@ -265,15 +295,15 @@ static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struc
     if (err == ERR_OK && swap_counted && shrinks)
         err = limit_set(memory, slot, "memory.memsw.limit_in_bytes", l->memory_bytes, e);
     if (err == ERR_OK)
-        err = limit_set(t->dirs[CPU], slot, "cpu.cfs_quota_us", MAX((uint64_t)l->cpu_milli * 100, UINT64_C(1000)), e);
+        err = cgroup_slot_cpu(t, slot, l->cpu_milli, e);
     if (err == ERR_OK)
-        err = limit_set(t->dirs[PIDS], slot, "pids.max", l->pids_max, e);
+        err = limit_set(t->dirs[PIDS], slot, "pids.max", l->pids_max + 1, e); /* and the slot's anchor */
     return err;
 }
 
 static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l, struct error *e)
 {
-    char name[64], text[64], got[64] = "";
+    char name[64];
     enum err err = limit_set(t->dirs[0], slot, "memory.max", l->memory_bytes, e);
     if (err == ERR_OK)
         err = limit_set(t->dirs[0], slot, "pids.max", l->pids_max, e);
@@ -285,12 +315,7 @@ static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struc
     (void)write_file(t->dirs[0], name, "1");
     slot_file(slot, "cgroup.max.descendants", name, sizeof(name));
     (void)write_file(t->dirs[0], name, "0");
-    slot_file(slot, "cpu.max", name, sizeof(name));
-    (void)snprintf(text, sizeof(text), "%" PRIu64 " 100000\n", MAX((uint64_t)l->cpu_milli * 100, UINT64_C(1000)));
-    if (write_file(t->dirs[0], name, text) != ERR_OK || read_text(t->dirs[0], name, got, sizeof(got)) != ERR_OK ||
-        strcmp(got, text) != 0)
-        return error_set(e, ERR_FAILED, "the cgroup's cpu.max is '%s' after '%s' was written", got, text);
-    return ERR_OK;
+    return cgroup_slot_cpu(t, slot, l->cpu_milli, e);
 }
 
 enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *limits,

@@ -21,6 +21,8 @@ void cgroup_tree_remove(struct cgroup_tree *t);
 must_check enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct error *e);
 must_check enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot,
                                       const struct cgroup_limits *limits, struct error *e);
+/* The processor time alone; part of cgroup_slot_limit(). */
+must_check enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli, struct error *e);
 /* Puts the calling process into the slot's cgroup. Works across pid namespaces. */
 must_check enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct error *e);
 /* How often the kernel killed here for want of memory; and the most memory used: since the last reset on

@@ -122,7 +122,8 @@ static void sandbox_end(struct sandbox *s, const struct ending *why)
     status_fill(s, &m);
     if (failed && s->launched) {
         logs_tail(n->options.logs, s->version->function_id, s->id, EXIT_OUTPUT_BYTES_MAX, &output);
-        log_warn("sandbox.failed", LOG_U64("id", s->id), LOG_U64("function", s->version->function_id), LOG_I64("reason", why->reason),
+        log_warn("sandbox.failed", LOG_U64("id", s->id), LOG_U64("function", s->version->function_id),
+                 LOG_STR("reason", protobuf_c_enum_descriptor_get_value(&dirigent__gone_reason__descriptor, (int)why->reason)->name),
                  LOG_STR("detail", why->detail));
     }
     n->counts.failed_total += failed;
