@@ -127,6 +127,7 @@ struct call *call_new(struct control_plane *cp, struct http_exchange *x, const c
 void call_free(struct call *call)
 {
     assert(!call->changing);
+    links_sync_cancel(&call->sync);
     list_remove(&call->wait_node);
     if (call->wait_timer.on_timer != NULL)
         loop_timer_stop(call->cp->loop, &call->wait_timer);
@@ -151,7 +152,7 @@ static const char *change_word(enum change_outcome outcome)
     assert(false);
 }
 
-static void answer_function(struct call *call, const struct function *f)
+void answer_function(struct call *call, const struct function *f)
 {
     json_t *json = function_to_json(call->cp, f, true);
     json_object_set_new(json, "change", json_string(change_word(call->change.outcome)));

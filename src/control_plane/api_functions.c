@@ -128,6 +128,22 @@ static bool read_wait(struct call *call)
     return false;
 }
 
+/* Who was answered can call the function, at every data plane. */
+static void on_change_known(struct links_sync *sync)
+{
+    struct call *call = container_of(sync, struct call, sync);
+    const struct function *f = registry_get(call->cp->registry, call->change.function_id);
+    if (call->change.outcome == CHANGE_DELETED) {
+        answer_json(call->x, 200, json_pack("{s:s, s:b}", "name", call->name, "deleted", 1));
+    } else if (f == NULL) {
+        answer_error_status(call->x, 409, err_name(ERR_CONFLICT), "the function was deleted at once", NULL);
+    } else {
+        answer_function(call, f);
+        return;
+    }
+    call_free(call);
+}
+
 /* Stored (or refused): answers, or waits on. */
 static void on_change_done(struct change *change, enum err err, const struct error *e)
 {
@@ -143,19 +159,11 @@ static void on_change_done(struct change *change, enum err err, const struct err
     if (err != ERR_OK) {
         answer_error(call->x, err, e);
         call_free(call);
-    } else if (change->outcome == CHANGE_DELETED) {
-        answer_json(call->x, 200, json_pack("{s:s, s:b}", "name", call->name, "deleted", 1));
-        call_free(call);
     } else if (call->wait_ms > 0) {
         wait_begin(cp->api, call);
     } else {
-        json_t *json = function_to_json(cp, registry_get(cp->registry, change->function_id), true);
-        static const char *const words[] = {"created", "updated", "unchanged"};
-        json_object_set_new(json, "change", json_string(words[change->outcome]));
-        if (change->digest[0] != '\0')
-            json_object_set_new(json, "digest", json_string(change->digest));
-        answer_json(call->x, change->outcome == CHANGE_CREATED ? 201 : 200, json);
-        call_free(call);
+        call->sync.on_done = on_change_known;
+        links_sync(cp->links, &call->sync);
     }
 }
 

@@ -17,6 +17,7 @@ struct call {
     bool plain;              /* the original's registration: answers are text */
     bool stage;
     struct upload *upload;
+    struct links_sync sync;  /* until data planes know of the change */
     /* waiting for a version */
     struct list wait_node;
     struct loop_timer wait_timer;
@@ -33,6 +34,9 @@ void answer_text(struct http_exchange *x, unsigned status, const char *text);
 void answer_error(struct http_exchange *x, enum err err, const struct error *e);
 void answer_error_status(struct http_exchange *x, unsigned status, const char *code,
                          const char *message, const char *field);
+
+/* The function as it is after the call's change. Frees the call. */
+void answer_function(struct call *call, const struct function *f);
 
 /* ---- waiting for versions ---- */
 struct api {

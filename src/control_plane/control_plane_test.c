@@ -459,6 +459,21 @@ static void say_exited(struct peer *worker, const Dirigent__StartSandbox *start)
     send_status(worker, start, &status);
 }
 
+/* Says that what came last is in force. */
+static void say_synced(struct peer *data_plane)
+{
+    To m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+    REQUIRE(data_plane->last->sync != 0);
+    m.synced = data_plane->last->sync;
+    peer_send(data_plane, &m);
+}
+
+static bool has_input(int fd, int patience_ms)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    return poll(&p, 1, patience_ms) > 0;
+}
+
 static void say_demand(struct peer *data_plane, uint64_t function_id, uint32_t waiting)
 {
     To m = DIRIGENT__TO_CONTROL_PLANE__INIT;
@@ -946,12 +961,15 @@ TEST(demand_starts_sandboxes_and_data_planes_hear_of_them)
         RECEIVE_WITH(&data_plane, snapshot);
     CHECK_EQ(data_plane.last->n_routes, 0);
     struct peer worker = join_worker(&p, "worker-1");
-    struct answer a = http(p.api, "PUT", "/v1/functions/hello", HELLO_SPEC);
+    int client = http_send(p.api, "PUT", "/v1/functions/hello", NULL, STR(HELLO_SPEC));
+    RECEIVE_WITH(&data_plane, n_routes > 0);
+    CHECK_STR(data_plane.last->routes[0]->name, "hello");
+    CHECK(!has_input(client, 100)); /* registered is what data planes have in force */
+    say_synced(&data_plane);
+    struct answer a = http_receive(client);
     EXPECT_STATUS(a, 201);
     uint64_t function_id = (uint64_t)number_at(a.json, "id");
     answer_done(&a);
-    RECEIVE_WITH(&data_plane, n_routes > 0);
-    CHECK_STR(data_plane.last->routes[0]->name, "hello");
     CHECK_EQ(data_plane.last->routes[0]->concurrency, 1);
     CHECK_EQ(data_plane.last->routes[0]->timeout_ms, 60000);
     say_demand(&data_plane, function_id, 1);

@@ -53,6 +53,7 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct outbox outbox;
     struct loop_deferred flush;
     uint64_t sequence, heard_told_ns;
+    uint64_t sync_asked, synced; /* data plane */
     struct map prepared;  /* worker: versions whose spec it has; key version_key() */
     struct map in_flight; /* data plane: sandbox id → requests + 1 */
     struct list transfers;
@@ -68,6 +69,8 @@ struct links {
     struct strmap by_name; /* "worker/NAME" or "data-plane/NAME" → struct known */
     struct map placed;     /* sandbox → struct placed */
     struct loop_timer heard_timer;
+    struct list syncs; /* struct links_sync */
+    uint64_t last_sync;
     bool closing;
 };
 
@@ -524,6 +527,69 @@ void links_order(struct links *l, const struct control_order *order)
         data_plane_order(l, order);
 }
 
+/* ---- what data planes have in force ---- */
+
+static bool sync_is_done(const struct links *l, uint64_t number)
+{
+    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    {
+        /* One that came later was asked nothing: it got all of it at once. */
+        if (p->state == PEER_UP && p->sync_asked >= number && p->synced < number)
+            return false;
+    }
+    return true;
+}
+
+static void sync_end(struct links_sync *sync)
+{
+    links_sync_cancel(sync);
+    sync->on_done(sync);
+}
+
+static void syncs_look(struct links *l)
+{
+    list_for_each(sync, &l->syncs, struct links_sync, node)
+    {
+        if (sync_is_done(l, sync->number))
+            sync_end(sync);
+    }
+}
+
+static void on_sync_timeout(struct loop_timer *timer)
+{
+    struct links_sync *sync = container_of(timer, struct links_sync, timer);
+    log_warn("data_plane.slow", LOG_U64("ms", LINKS_SYNC_MS));
+    sync_end(sync);
+}
+
+void links_sync(struct links *l, struct links_sync *sync)
+{
+    struct loop *loop = l->cp->loop;
+    sync->links = l;
+    sync->number = ++l->last_sync;
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->state == PEER_UP && !p->is_worker) {
+            p->outbox.sync = p->sync_asked = sync->number;
+            send_later(p);
+        }
+    }
+    list_push_back(&l->syncs, &sync->node);
+    loop_timer_init(&sync->timer, on_sync_timeout);
+    loop_timer_start(loop, &sync->timer, loop_now_ns(loop) + LINKS_SYNC_MS * NS_PER_MS);
+    if (sync_is_done(l, sync->number))
+        sync_end(sync);
+}
+
+void links_sync_cancel(struct links_sync *sync)
+{
+    if (sync->links == NULL)
+        return;
+    list_remove(&sync->node);
+    loop_timer_stop(sync->links->cp->loop, &sync->timer);
+    sync->links = NULL;
+}
+
 /* ---- what workers say ---- */
 
 static void copy_address(char *to, size_t bytes, const char *from)
@@ -665,6 +731,10 @@ static void take_data_plane_message(struct peer *p, const Dirigent__ToControlPla
         log_debug("endpoint.failed", LOG_U64("sandbox", m->endpoint_failures[i]->sandbox_id),
                   LOG_STR("why", m->endpoint_failures[i]->reason));
         take_endpoint_event(p, EVENT_ENDPOINT_FAILED, m->endpoint_failures[i]->sandbox_id);
+    }
+    if (m->synced > p->synced) {
+        p->synced = m->synced;
+        syncs_look(p->links);
     }
     for (size_t i = 0; i < m->n_drained; i++) {
         map_remove(&p->in_flight, m->drained[i]);
@@ -810,6 +880,7 @@ static void take_down(struct peer *p)
         log_requests_worker_closed(p->links->cp->logs, k->record.id);
     if (!p->links->closing)
         tell_closed(p);
+    syncs_look(p->links); /* nobody waits for it any more */
 }
 
 static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes);
@@ -1081,6 +1152,7 @@ enum err links_new(struct control_plane *cp, struct links **ret_links, struct er
     l->cp = cp;
     l->listener.poll.fd = -1;
     list_init(&l->peers);
+    list_init(&l->syncs);
     loop_timer_init(&l->heard_timer, on_heard_timer);
     *ret_links = l;
     return ERR_OK;

@@ -25,6 +25,19 @@ void links_free(struct links *l);
 /* Carries out an order that is for workers or data planes. */
 void links_order(struct links *l, const struct control_order *order);
 
+/* Calls on_done when every data plane that is up has said that what it was told until now is in force, or after
+ * LINKS_SYNC_MS. It may do so before it returns. Zeroed before; links_sync_cancel() at any time. */
+#define LINKS_SYNC_MS 2000u
+struct links_sync {
+    void (*on_done)(struct links_sync *sync);
+    struct list node; /* the rest is links.c's */
+    struct links *links;
+    struct loop_timer timer;
+    uint64_t number;
+};
+void links_sync(struct links *l, struct links_sync *sync);
+void links_sync_cancel(struct links_sync *sync);
+
 /* ---- output of sandboxes ---- */
 struct log_query {
     uint64_t request_id, function_id;

@@ -100,7 +100,7 @@ size_t outbox_count(const struct outbox *o)
 
 bool outbox_is_empty(const struct outbox *o)
 {
-    return outbox_count(o) == 0 && o->welcome == NULL && !o->snapshot;
+    return outbox_count(o) == 0 && o->welcome == NULL && !o->snapshot && o->sync == 0;
 }
 
 static void outbox_clear(struct outbox *o)
@@ -115,6 +115,7 @@ static void outbox_clear(struct outbox *o)
         numbers[i]->count = 0;
     o->welcome = NULL;
     o->snapshot = false;
+    o->sync = 0;
     arena_reset(&o->arena);
 }
 
@@ -125,6 +126,7 @@ void outbox_send(struct outbox *o, struct link *link, uint64_t epoch, uint64_t s
     m.sequence = sequence;
     m.welcome = o->welcome;
     m.snapshot = o->snapshot;
+    m.sync = o->sync;
 #define GIVE(field)               \
     m.n_##field = o->field.count; \
     m.field = (void *)o->field.items

@@ -29,6 +29,7 @@ struct outbox {
     struct number_vector removed_functions, drain_sandboxes, remove_sandboxes, want_demand;
     Dirigent__Welcome *welcome;
     bool snapshot;
+    uint64_t sync; /* 0: none */
 };
 /* A new message in a list, initialised:
  * OUTBOX_ADD(o, starts, Dirigent__StartSandbox, DIRIGENT__START_SANDBOX__INIT) */

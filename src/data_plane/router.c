@@ -42,6 +42,7 @@ struct router {
     struct link *link; /* NULL: none */
     bool welcome, stopping, said_unreachable;
     uint64_t epoch, sequence;
+    uint64_t sync; /* asked for in this turn; 0: none */
     struct map routes;    /* function id -> struct route */
     struct map sandboxes; /* sandbox id -> struct sandbox_state */
     struct list active, garbage, due; /* of route_state */
@@ -92,6 +93,9 @@ struct after {
     struct dispatch_garbage **garbage;
     size_t garbage_count, garbage_capacity;
     struct route *route; /* to be freed, or NULL */
+    struct router *router;
+    struct link *link; /* that asked for `sync`, if any did: not followed, only compared */
+    uint64_t sync;
 };
 
 static void route_free(struct route *r)
@@ -107,10 +111,22 @@ static void route_free(struct route *r)
     free(r);
 }
 
+static void sync_tell(struct router *c, uint64_t number)
+{
+    Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+    if (c->link == NULL || !c->welcome)
+        return; /* to a control plane that is no more */
+    m.sequence = ++c->sequence;
+    m.synced = number;
+    link_send(c->link, &m.base);
+}
+
 static void update_free(struct update *u)
 {
     struct after *after = u->user;
     if (after != NULL) {
+        if (after->sync != 0 && after->link == after->router->link)
+            sync_tell(after->router, after->sync);
         for (size_t i = 0; i < after->garbage_count; i++)
             dispatch_garbage_free(after->garbage[i]);
         if (after->route != NULL)
@@ -134,9 +150,15 @@ static void update_tell(struct router *c, struct update_item *items, size_t coun
 
 static void changes_tell(struct router *c)
 {
-    if (c->change_count == 0)
+    struct after *after = NULL;
+    if (c->change_count == 0 && c->sync == 0)
         return;
-    update_tell(c, c->changes, c->change_count, NULL);
+    if (c->sync != 0) {
+        after = mem_new(sizeof(*after));
+        *after = (struct after){.router = c, .sync = c->sync, .link = c->link};
+        c->sync = 0;
+    }
+    update_tell(c, c->changes, c->change_count, after);
     c->changes = NULL;
     c->change_count = c->change_capacity = 0;
 }
@@ -717,6 +739,7 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
         if (m->welcome != NULL)
             take_welcome(c, link, m->welcome);
         if (c->welcome) {
+            c->sync = MAX(c->sync, m->sync);
             take_orders(c, m);
             if (m->snapshot) {
                 atomic_store(&c->shared->ready, true);

@@ -170,12 +170,13 @@ static void on_reaped(struct slot *s)
     struct launcher *l = s->launcher;
     struct launcher_event event;
     bool was_sandbox = s->template != NULL;
-    uint64_t oom_kills = was_sandbox ? cgroup_slot_oom_kills(&l->shared.cgroups, s->index) : 0;
+    uint64_t oom_kills = cgroup_slot_oom_kills(&l->shared.cgroups, s->index); /* since the cgroup was made */
     if (was_sandbox) {
+        uint64_t peak = cgroup_slot_memory_peak(&l->shared.cgroups, s->index);
         launcher_slot_event(s, s->failed ? LAUNCHER_START_FAILED : LAUNCHER_EXITED, &event);
         event.wait_status = s->has_status ? s->wait_status : SIGKILL;
         event.oom = oom_kills > s->oom_kills;
-        event.memory_peak_bytes = cgroup_slot_memory_peak(&l->shared.cgroups, s->index);
+        event.memory_peak_bytes = peak > s->memory_peak ? peak : 0; /* else it is of an earlier use */
         launcher_event_send(l, &event);
         (void)map_remove(&l->sandboxes, s->sandbox_id);
         l->running--;
@@ -185,6 +186,7 @@ static void on_reaped(struct slot *s)
     s->oom_kills = oom_kills;
     descriptors_close(s);
     cgroup_slot_reset(&l->shared.cgroups, s->index);
+    s->memory_peak = l->shared.cgroups.version == 2 ? cgroup_slot_memory_peak(&l->shared.cgroups, s->index) : 0;
     if (s->limits.cpu_milli > 0)
         cpu_limit(s, MAX(s->limits.cpu_milli, START_CPU_MILLI)); /* now rather than in the way of the next start */
     if (!s->outward) {

@@ -407,6 +407,7 @@ void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd)
     sigaddset(&set, SIGCHLD);
     (void)sigprocmask(SIG_SETMASK, &set, NULL);
     int signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    (void)prctl(PR_SET_NAME, "dirigent-init", 0, 0, 0);
     if (signal_fd < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         fail(&b, "prepare a blank");
     if (netns_fd >= 0 && (unshare(CLONE_NEWCGROUP) < 0 || setns(netns_fd, CLONE_NEWNET) < 0))

@@ -215,9 +215,11 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
         return err;
     if (force_version != 1 && v2_path(mountinfo, path, sizeof(path))) {
         t->version = 2;
-        int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        (void)write_file(root, "cgroup.subtree_control", "+memory +cpu +pids"); /* checked below, in ours */
-        fd_close(&root);
+        cleanup(fd_close) int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (write_file(root, "cgroup.subtree_control", "+memory +cpu +pids") == ERR_BUSY) /* the rest shows in ours, below */
+            return error_set(e, ERR_BUSY,
+                             "memory, cpu and pids cannot be enabled below cgroup '%s': processes are in it, as in a "
+                             "container; move them into a cgroup below it first", path);
         err = tree_dir_open(t, 0, path, name, e);
         if (err == ERR_OK && write_file(t->dirs[0], "cgroup.subtree_control", "+memory +cpu +pids") != ERR_OK)
             err = error_errno(e, "enable memory, cpu and pids in cgroup '%s'", t->paths[0]);
@@ -310,9 +312,12 @@ static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struc
     if (err != ERR_OK)
         return err;
     slot_file(slot, "memory.swap.max", name, sizeof(name));
-    (void)write_file(t->dirs[0], name, "0"); /* absent when the kernel has no swap accounting */
+    err = write_file(t->dirs[0], name, "0");
+    if (err != ERR_OK && err != ERR_NOT_FOUND) /* absent when the kernel counts no swap */
+        return error_errno(e, "forbid swap in the cgroup");
     slot_file(slot, "memory.oom.group", name, sizeof(name));
-    (void)write_file(t->dirs[0], name, "1");
+    if (write_file(t->dirs[0], name, "1") != ERR_OK)
+        return error_errno(e, "write 1 to memory.oom.group of the cgroup");
     slot_file(slot, "cgroup.max.descendants", name, sizeof(name));
     (void)write_file(t->dirs[0], name, "0");
     return cgroup_slot_cpu(t, slot, l->cpu_milli, e);
