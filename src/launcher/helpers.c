@@ -132,8 +132,7 @@ static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int ne
     if (!entered) {
         answer.pid = -1;
         (void)snprintf(answer.text, sizeof(answer.text), "%.190s", e.text);
-        (void)packet_send(fd, &answer, sizeof(answer), NULL, 0);
-        _exit(1);
+        _exit(packet_send(fd, &answer, sizeof(answer), NULL, 0) == ERR_OK ? 1 : 2);
     }
     keep_only(&fd, 1);
     socket_block(fd);

@@ -30,11 +30,6 @@ static void slot_ready(struct slot *s);
 static void quarantine(struct slot *s);
 static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns, int output_fd);
 
-static uint64_t since_us(uint64_t from_ns)
-{
-    return (clock_mono_ns() - from_ns) / NS_PER_US;
-}
-
 /* ---- the pool ---- */
 
 static uint32_t parked_count(const struct launcher *l)
