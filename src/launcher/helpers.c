@@ -26,8 +26,8 @@ struct nursery_order { /* descriptors: network namespace; control end of the bla
     uint32_t anchor;
 };
 struct nursery_answer {
+    enum { NURSERY_READY = 1, NURSERY_BLANK, NURSERY_ANCHOR } kind; /* READY: once, with the seccomp listener if there is one */
     uint32_t slot;
-    uint32_t anchor;
     int32_t pid; /* < 0: -errno */
 };
 struct anchor_answer {
@@ -37,6 +37,7 @@ struct anchor_answer {
 struct builder_answer {
     uint32_t slot;
     uint32_t ok;
+    uint64_t netns_cookie;
     char text[200];
 };
 struct template_answer {
@@ -99,14 +100,14 @@ static bool order_receive(int fd, void *order, size_t bytes, int *ret_fds, size_
 }
 
 /* A child of the launcher. Its pid, 0 in the child, or -errno. */
-static long process_clone(uint64_t flags, int cgroup_fd)
+static long process_clone(const struct launcher *l, uint64_t flags, int cgroup_fd)
 {
     struct clone_args args = {.flags = flags | CLONE_PARENT};
     if (cgroup_fd >= 0) {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (uint64_t)cgroup_fd;
     }
-    long pid = syscall(SYS_clone3, &args, sizeof(args));
+    long pid = SETUP_CALL(l->shared.secret, SYS_clone3, &args, sizeof(args));
     return pid < 0 ? -errno : pid;
 }
 
@@ -117,7 +118,7 @@ static long blank_clone(const struct launcher *l, uint32_t slot)
     char name[32];
     (void)snprintf(name, sizeof(name), "s%u", slot);
     cleanup(fd_close) int group = openat(l->shared.cgroups.dirs[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return group < 0 ? -errno : process_clone(BLANK_NAMESPACES, group);
+    return group < 0 ? -errno : process_clone(l, BLANK_NAMESPACES, group);
 }
 
 /* Cgroups of version 1 only. Clones blanks that are where they must be from their first moment. */
@@ -127,7 +128,8 @@ static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int ne
     struct error e = {0};
     helper_begin("dirigent-slot");
     bool entered = cgroup_slot_enter(&l->shared.cgroups, slot, &e) == ERR_OK;
-    if (entered && (unshare(CLONE_NEWCGROUP) < 0 || setns(netns_fd, CLONE_NEWNET) < 0))
+    if (entered && (SETUP_CALL(l->shared.secret, SYS_unshare, CLONE_NEWCGROUP) < 0 ||
+                    SETUP_CALL(l->shared.secret, SYS_setns, netns_fd, CLONE_NEWNET) < 0))
         entered = error_errno(&e, "enter the slot's namespaces") == ERR_OK;
     if (!entered) {
         answer.pid = -1;
@@ -141,7 +143,7 @@ static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int ne
         int control;
         if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK || !order_receive(fd, &order, sizeof(order), &control, 1))
             _exit(0);
-        answer.pid = (int32_t)process_clone(BLANK_NAMESPACES, -1);
+        answer.pid = (int32_t)process_clone(l, BLANK_NAMESPACES, -1);
         if (answer.pid == 0) {
             (void)close(fd);
             blank_run(&l->shared, -1, control);
@@ -150,34 +152,49 @@ static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int ne
     }
 }
 
+/* With a listener, which goes to the launcher; where there can be none (an old kernel, or we are below somebody else's) the
+ * launcher must look for itself whether programs listen. */
+static void filter_install(const struct launcher *l, int fd)
+{
+    static struct seccomp_program filter;
+    struct error e = {0};
+    struct nursery_answer ready = {.kind = NURSERY_READY};
+    int listener = -1;
+    seccomp_build(&filter, l->shared.secret, true);
+    if (l->config.probe || seccomp_install(&filter, &listener, &e) != ERR_OK) {
+        seccomp_build(&filter, l->shared.secret, false);
+        if (seccomp_install(&filter, NULL, &e) != ERR_OK) {
+            dprintf(2, "dirigent-launcher: nursery: %s\n", e.text);
+            _exit(1);
+        }
+    }
+    if (packet_send(fd, &ready, sizeof(ready), &listener, listener >= 0) != ERR_OK)
+        _exit(0);
+    fd_close(&listener);
+}
+
 static _Noreturn void nursery_run(const struct launcher *l, int fd)
 {
     int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1], l->shared.cgroups.dirs[2]};
-    struct error e = {0};
-    static struct seccomp_program filter;
     helper_begin("dirigent-nurse");
     keep_only(keep, ARRAY_COUNT(keep));
     limits_set();
     umask(022);
-    seccomp_base_build(&filter);
-    if (seccomp_install(&filter, NULL, &e) != ERR_OK) {
-        dprintf(2, "dirigent-launcher: nursery: %s\n", e.text);
-        _exit(1);
-    }
     socket_block(fd);
+    filter_install(l, fd);
     for (;;) {
         struct nursery_order order;
         int fds[2];
         if (!order_receive(fd, &order, sizeof(order), fds, 2))
             _exit(0);
-        long pid = order.anchor ? process_clone(0, -1) : blank_clone(l, order.slot);
+        long pid = order.anchor ? process_clone(l, 0, -1) : blank_clone(l, order.slot);
         if (pid == 0) {
             (void)close(fd);
             if (order.anchor)
                 anchor_run(l, order.slot, fds[0], fds[1]);
             blank_run(&l->shared, fds[0], fds[1]);
         }
-        struct nursery_answer answer = {order.slot, order.anchor, (int32_t)pid};
+        struct nursery_answer answer = {order.anchor ? NURSERY_ANCHOR : NURSERY_BLANK, order.slot, (int32_t)pid};
         (void)close(fds[0]);
         (void)close(fds[1]);
         if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK)
@@ -191,14 +208,17 @@ static void on_nursery_ready(struct loop_poll *poll, uint32_t epoll_events)
     struct nursery_answer answer;
     size_t fd_count;
     for (;;) {
-        ssize_t n = packet_recv(poll->fd, &answer, sizeof(answer), NULL, 0, &fd_count);
+        int fd = -1;
+        ssize_t n = packet_recv(poll->fd, &answer, sizeof(answer), &fd, 1, &fd_count);
         if (n < 0)
             return;
         if (n != (ssize_t)sizeof(answer)) {
             dprintf(2, "dirigent-launcher: the nursery has died\n");
             _exit(1); /* fail-stop: the kernel kills all sandboxes, the worker starts us again */
         }
-        if (!answer.anchor)
+        if (answer.kind == NURSERY_READY)
+            notify_start(l, fd_count > 0 ? fd : -1);
+        else if (answer.kind == NURSERY_BLANK)
             slot_born(&l->slots[answer.slot], answer.pid);
         else if (answer.pid > 0)
             l->slots[answer.slot].anchor_pid = answer.pid;
@@ -304,7 +324,7 @@ static _Noreturn void builder_run(const struct launcher *l, int fd)
         struct error e = {0};
         int netns = -1;
         if (cgroup_slot_make(&l->shared.cgroups, index, &e) != ERR_OK ||
-            network_slot_make(&l->network, index, &netns, &e) != ERR_OK) {
+            network_slot_make(&l->network, index, &netns, &answer.netns_cookie, &e) != ERR_OK) {
             answer.ok = 0;
             (void)snprintf(answer.text, sizeof(answer.text), "%.190s", e.text);
         }
@@ -334,7 +354,7 @@ static void on_builder_ready(struct loop_poll *poll, uint32_t epoll_events)
             dprintf(2, "dirigent-launcher: slot %u cannot be made: %s\n", answer.slot, answer.text);
             l->builder_failed = true; /* the pool stays as large as it is */
         }
-        slot_built(&l->slots[answer.slot], netns);
+        slot_built(&l->slots[answer.slot], netns, answer.netns_cookie);
     }
 }
 
@@ -343,7 +363,7 @@ void helpers_build(struct launcher *l, struct slot *s)
     s->state = SLOT_BUILDING;
     l->building++;
     if (packet_send(l->builder_fd, &s->index, sizeof(s->index), NULL, 0) != ERR_OK)
-        slot_built(s, -1);
+        slot_built(s, -1, 0);
 }
 
 /* ---- templates ---- */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -371,7 +372,7 @@ static enum err config_parse(int argc, char **argv, struct launcher_config *c, s
             const char *key;
             uint32_t *number;
         } numbers[] = {{"pool_ip=", &c->pool_ip},   {"slots_max=", &c->slots_max}, {"blanks_min=", &c->blanks_min}, {"quarantine_ms=", &c->quarantine_ms},
-                       {"orphan_ms=", &c->orphan_ms}, {"userns_base=", &c->userns_base}, {"worker_uid=", &c->worker_uid}};
+                       {"orphan_ms=", &c->orphan_ms}, {"userns_base=", &c->userns_base}, {"worker_uid=", &c->worker_uid}, {"probe=", &c->probe}};
         bool known = false;
         for (size_t k = 0; k < ARRAY_COUNT(numbers); k++) {
             size_t bytes = strlen(numbers[k].key);
@@ -423,7 +424,8 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
     err = network_host_open(&l->network, &l->forward_was_off, e);
     if (err != ERR_OK)
         return err;
-    seccomp_last_build(&l->shared.last_filter);
+    if (getrandom(&l->shared.secret, sizeof(l->shared.secret), 0) != (ssize_t)sizeof(l->shared.secret))
+        return error_errno(e, "get random bytes");
     while (prctl(PR_CAPBSET_READ, l->shared.capabilities, 0, 0, 0) >= 0)
         l->shared.capabilities++;
     err = loop_new(&l->loop, e);
@@ -450,7 +452,7 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
 
 int main(int argc, char **argv)
 {
-    static struct launcher l = {.worker_fd = -1};
+    static struct launcher l = {.worker_fd = -1, .listener_fd = -1};
     struct error e = {0};
     int lock_fd = -1;
     (void)setsid();
@@ -466,7 +468,7 @@ int main(int argc, char **argv)
         list_init(&l.starts);
         l.slots = mem_new_array(l.config.slots_max, sizeof(*l.slots));
         for (uint32_t i = 0; i < l.config.slots_max; i++)
-            l.slots[i] = (struct slot){.launcher = &l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .listener_fd = -1, .anchor_fd = -1};
+            l.slots[i] = (struct slot){.launcher = &l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .anchor_fd = -1, .probe_poll = {.fd = -1}};
         loop_timer_init(&l.orphan_timer, on_orphan);
         loop_timer_init(&l.quarantine_timer, on_quarantine_timer);
         loop_timer_init(&l.refill_timer, on_refill_timer);

@@ -99,6 +99,7 @@ struct launcher_config {
     uint32_t userns_base;         /* first host uid for sandboxes, 65536 per version; >= 100000 */
     uint32_t worker_uid;          /* who may attach */
     int32_t cgroup_version;       /* 0: find out; 1 or 2: force */
+    uint32_t probe;               /* 1: find out by connecting whether programs listen, as where there is no seccomp listener */
 };
 
 /* ---- client side, used by the worker (launcher_client.c) ---- */

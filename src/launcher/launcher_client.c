@@ -63,6 +63,7 @@ static _Noreturn void launcher_exec(const struct launcher_config *c, int exe_fd,
     (void)snprintf(text[n++], 300, "userns_base=%u", c->userns_base);
     (void)snprintf(text[n++], 300, "worker_uid=%u", c->worker_uid);
     (void)snprintf(text[n++], 300, "cgroup_version=%d", c->cgroup_version);
+    (void)snprintf(text[n++], 300, "probe=%u", c->probe);
     for (int i = 0; i < n; i++)
         argv[i] = text[i];
     argv[n] = NULL;

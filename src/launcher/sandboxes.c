@@ -6,17 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <linux/seccomp.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS /* Linux 6.6 */
-#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
-#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP UINT64_C(1)
-#endif
 
 #define BUILDS_AT_ONCE 8u
 #define BIRTHS_AT_ONCE 16u
@@ -78,7 +71,7 @@ static void refill_later(struct launcher *l)
         loop_timer_start(l->loop, &l->refill_timer, loop_now_ns(l->loop) + REFILL_DELAY_US * NS_PER_US);
 }
 
-void slot_built(struct slot *s, int netns_fd)
+void slot_built(struct slot *s, int netns_fd, uint64_t netns_cookie)
 {
     struct launcher *l = s->launcher;
     l->building--;
@@ -88,6 +81,8 @@ void slot_built(struct slot *s, int netns_fd)
     }
     l->slots_made++;
     s->netns_fd = netns_fd;
+    s->netns_cookie = netns_cookie;
+    map_put(&l->by_netns, netns_cookie, s);
     s->outward = true;
     slot_ready(s);
 }
@@ -126,10 +121,9 @@ void slot_anchored(struct slot *s, bool ok)
 static void descriptors_close(struct slot *s)
 {
     loop_poll_stop(&s->control_poll);
-    loop_poll_stop(&s->listener_poll);
+    notify_sandbox_ended(s);
     loop_poll_stop(&s->pid_poll);
     fd_close(&s->control_fd);
-    fd_close(&s->listener_fd);
     fd_close(&s->pidfd);
 }
 
@@ -222,19 +216,7 @@ static void on_parked(struct slot *s)
     free(start);
 }
 
-/* Takes the descriptor. What the program notified before is told at once. */
-static void listener_watch(struct slot *s, int fd)
-{
-    struct error e = {0};
-    uint64_t flags = SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP;
-    (void)ioctl(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags); /* Linux 6.6; only faster */
-    s->listener_fd = fd;
-    s->listener_poll.on_ready = on_listener_ready;
-    if (loop_poll_start(s->launcher->loop, &s->listener_poll, s->listener_fd, EPOLLIN, &e) != ERR_OK)
-        sandbox_kill(s);
-}
-
-static void on_report(struct slot *s, const struct blank_report *report, int fd)
+static void on_report(struct slot *s, const struct blank_report *report)
 {
     switch (report->kind) {
     case BLANK_PARKED:
@@ -242,12 +224,10 @@ static void on_report(struct slot *s, const struct blank_report *report, int fd)
             on_parked(s);
         break;
     case BLANK_STARTED:
-        if (fd < 0 || s->listener_fd >= 0)
-            break;
-        listener_watch(s, fd_take(&fd));
         s->started = true;
         s->create_us = (uint32_t)((report->created_ns - s->order_ns) / NS_PER_US);
         s->exec_us = (uint32_t)((report->executed_ns - s->order_ns) / NS_PER_US);
+        notify_sandbox_started(s);
         break;
     case BLANK_FAILED:
         s->failed = true;
@@ -264,7 +244,6 @@ static void on_report(struct slot *s, const struct blank_report *report, int fd)
     default:
         break;
     }
-    fd_close(&fd);
 }
 
 static void on_control_ready(struct loop_poll *poll, uint32_t epoll_events)
@@ -272,9 +251,8 @@ static void on_control_ready(struct loop_poll *poll, uint32_t epoll_events)
     struct slot *s = container_of(poll, struct slot, control_poll);
     for (;;) {
         struct blank_report report;
-        int fd = -1;
         size_t fd_count;
-        ssize_t n = packet_recv(poll->fd, &report, sizeof(report), &fd, 1, &fd_count);
+        ssize_t n = packet_recv(poll->fd, &report, sizeof(report), NULL, 0, &fd_count);
         if (n < 0)
             return;
         if (n == 0) {
@@ -282,7 +260,7 @@ static void on_control_ready(struct loop_poll *poll, uint32_t epoll_events)
             return;
         }
         if (n == (ssize_t)sizeof(report))
-            on_report(s, &report, fd_count > 0 ? fd : -1);
+            on_report(s, &report);
         if (!poll->active)
             return;
     }

@@ -33,9 +33,10 @@ struct slot {
     struct launcher *launcher;
     uint32_t index;
     enum slot_state state;
-    int netns_fd, control_fd, pidfd, listener_fd, anchor_fd;
+    int netns_fd, control_fd, pidfd, anchor_fd;
     pid_t pid, anchor_pid;       /* the anchor: with cgroups of version 1 only, see helpers.c */
-    struct loop_poll control_poll, pid_poll, listener_poll, anchor_poll;
+    struct loop_poll control_poll, pid_poll, anchor_poll;
+    uint64_t netns_cookie;       /* socket(7), SO_NETNS_COOKIE: tells whose a notification is */
     struct list node;            /* in the list of its state: free, parked, quarantine */
     uint64_t quarantine_end_ns;
     struct cgroup_limits limits; /* as they are written now */
@@ -48,6 +49,9 @@ struct slot {
     uint32_t create_us, exec_us, listen_us;
     int32_t wait_status, exec_errno;
     bool has_status, is_ready, started, told_wrong_port, failed;
+    struct loop_timer probe_timer; /* without a listener: the next look whether it listens */
+    struct loop_poll probe_poll;   /* a connection that is being tried */
+    uint32_t probe_wait_us;
     char text[200];
 };
 
@@ -68,6 +72,9 @@ struct launcher {
     uint32_t slots_made, births, building, anchoring, running;
     struct map templates; /* template_key() */
     struct map sandboxes; /* id -> slot */
+    struct map by_netns;  /* cookie -> slot */
+    int listener_fd;      /* -1: none */
+    struct loop_poll listener_poll;
     uint32_t userns_next;
     int nursery_fd, builder_fd; /* seqpacket to our two helper processes */
     struct loop_poll nursery_poll, builder_poll;
@@ -91,7 +98,7 @@ void helpers_anchor_end(struct slot *s);                 /* also when there is n
 void helpers_build(struct launcher *l, struct slot *s);
 must_check enum err helpers_template(struct launcher *l, struct template *t, int code_fd, struct error *e);
 /* sandboxes.c - slots and sandboxes */
-void slot_built(struct slot *s, int netns_fd);
+void slot_built(struct slot *s, int netns_fd, uint64_t netns_cookie);
 void slot_anchored(struct slot *s, bool ok);
 void slot_born(struct slot *s, pid_t pid);
 void slots_refill(struct launcher *l);
@@ -102,7 +109,9 @@ void sandbox_limit(struct slot *s); /* it listens: from now on it has what it wa
 void template_release(struct launcher *l, struct template *t);
 void on_quarantine_timer(struct loop_timer *timer);
 /* notify.c - bind(2) and listen(2) of sandboxes */
-void on_listener_ready(struct loop_poll *poll, uint32_t epoll_events);
+void notify_start(struct launcher *l, int listener_fd); /* -1: there is none, programs are probed instead */
+void notify_sandbox_started(struct slot *s);
+void notify_sandbox_ended(struct slot *s);
 /* packets */
 must_check enum err packet_send(int fd, const void *data, size_t bytes, const int *fds, size_t fd_count);
 /* Returns bytes, 0 at the end, -1 when there is none now. Received descriptors: up to `fds_max`; *ret_fd_count. */

@@ -43,24 +43,9 @@ struct blank {
 
 /* ---- talking ---- */
 
-static void report_send(const struct blank *b, const struct blank_report *report, int fd)
+static void report_send(const struct blank *b, const struct blank_report *report)
 {
-    struct iovec part = {.iov_base = (void *)report, .iov_len = sizeof(*report)};
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    if (fd >= 0) {
-        message.msg_control = &control;
-        message.msg_controllen = sizeof(control);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof(int));
-    }
-    while (sendmsg(b->control_fd, &message, MSG_NOSIGNAL) < 0 && errno == EINTR)
+    while (send(b->control_fd, report, sizeof(*report), MSG_NOSIGNAL) < 0 && errno == EINTR)
         ;
 }
 
@@ -68,7 +53,7 @@ static _Noreturn void fail(const struct blank *b, const char *what)
 {
     struct blank_report report = {.kind = BLANK_FAILED};
     (void)snprintf(report.text, sizeof(report.text), "%s: %s", what, strerror(errno));
-    report_send(b, &report, -1);
+    report_send(b, &report);
     _exit(1);
 }
 
@@ -120,17 +105,18 @@ static uint64_t now_ns(void)
 /* ---- becoming a sandbox ---- */
 
 /* A detached mount; *ret_context, when asked for, can change its options later. */
-static int mount_new(const char *type, const char *const *options, unsigned attributes, int *ret_context)
+static int mount_new(const struct blank *b, const char *type, const char *const *options, unsigned attributes, int *ret_context)
 {
-    cleanup(fd_close) int context = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC);
+    uint64_t secret = b->shared->secret;
+    cleanup(fd_close) int context = (int)SETUP_CALL(secret, SYS_fsopen, type, FSOPEN_CLOEXEC);
     if (context < 0)
         return -1;
     for (; options[0] != NULL; options += 2)
-        if (syscall(SYS_fsconfig, context, FSCONFIG_SET_STRING, options[0], options[1], 0) < 0)
+        if (SETUP_CALL(secret, SYS_fsconfig, context, FSCONFIG_SET_STRING, options[0], options[1], 0) < 0)
             return -1;
-    if (syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
+    if (SETUP_CALL(secret, SYS_fsconfig, context, FSCONFIG_CMD_CREATE) < 0)
         return -1;
-    int tree = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes);
+    int tree = (int)SETUP_CALL(secret, SYS_fsmount, context, FSMOUNT_CLOEXEC, attributes);
     if (tree >= 0 && ret_context != NULL)
         *ret_context = fd_take(&context);
     return tree;
@@ -141,10 +127,10 @@ static void things_make(struct blank *b)
 {
     static const char *const proc[] = {"subset", "pid", "hidepid", "invisible", NULL};
     static const char *const tmp[] = {"nr_inodes", "64k", "mode", "1777", NULL};
-    b->proc_fd = mount_new("proc", proc, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, NULL);
+    b->proc_fd = mount_new(b, "proc", proc, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, NULL);
     if (b->proc_fd < 0)
         fail(b, "make /proc");
-    b->tmp_fd = mount_new("tmpfs", tmp, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, &b->tmp_context);
+    b->tmp_fd = mount_new(b, "tmpfs", tmp, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, &b->tmp_context);
     if (b->tmp_fd < 0)
         fail(b, "make /tmp");
     b->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -154,39 +140,41 @@ static void things_make(struct blank *b)
         (void)fcntl(b->pipes[i][1], F_SETFL, O_WRONLY);
 }
 
-static int mount_attach(int *tree, const char *at)
+static int mount_attach(const struct blank *b, int *tree, const char *at)
 {
-    int result = (int)syscall(SYS_move_mount, *tree, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
+    int result = (int)SETUP_CALL(b->shared->secret, SYS_move_mount, *tree, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
     fd_close(tree);
     return result;
 }
 
 static void mounts_join(struct blank *b)
 {
-    if (setns(b->mntns_fd, CLONE_NEWNS) < 0 || unshare(CLONE_NEWNS) < 0)
+    uint64_t secret = b->shared->secret;
+    if (SETUP_CALL(secret, SYS_setns, b->mntns_fd, CLONE_NEWNS) < 0 || SETUP_CALL(secret, SYS_unshare, CLONE_NEWNS) < 0)
         fail(b, "join the version's mounts");
-    if (mount_attach(&b->proc_fd, "/proc") < 0)
+    if (mount_attach(b, &b->proc_fd, "/proc") < 0)
         fail(b, "mount /proc");
     char size[32];
     (void)snprintf(size, sizeof(size), "%" PRIu64, b->go.tmp_bytes);
-    if (syscall(SYS_fsconfig, b->tmp_context, FSCONFIG_SET_STRING, "size", size, 0) < 0 ||
-        syscall(SYS_fsconfig, b->tmp_context, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0) < 0 ||
+    if (SETUP_CALL(secret, SYS_fsconfig, b->tmp_context, FSCONFIG_SET_STRING, "size", size) < 0 ||
+        SETUP_CALL(secret, SYS_fsconfig, b->tmp_context, FSCONFIG_CMD_RECONFIGURE) < 0 ||
         fchownat(b->tmp_fd, "", b->go.userns_base, b->go.userns_base, AT_EMPTY_PATH) < 0)
         fail(b, "size /tmp");
     fd_close(&b->tmp_context);
-    if (mount_attach(&b->tmp_fd, "/tmp") < 0)
+    if (mount_attach(b, &b->tmp_fd, "/tmp") < 0)
         fail(b, "mount /tmp");
-    if (sethostname(b->host_name, strlen(b->host_name)) < 0)
+    if (SETUP_CALL(secret, SYS_sethostname, b->host_name, strlen(b->host_name)) < 0)
         fail(b, "set the host name");
 }
 
 static void user_join(struct blank *b)
 {
-    if (setns(b->userns_fd, CLONE_NEWUSER) < 0)
+    uint64_t secret = b->shared->secret;
+    if (SETUP_CALL(secret, SYS_setns, b->userns_fd, CLONE_NEWUSER) < 0)
         fail(b, "join the version's user namespace");
     if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
         fail(b, "become the sandbox's user");
-    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS)
+    if (SETUP_CALL(secret, SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS)
         fail(b, "make a keyring");
 }
 
@@ -233,7 +221,7 @@ static void privileges_give_up(struct blank *b)
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {0};
     if (prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
-        syscall(SYS_capset, &header, none) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        SETUP_CALL(b->shared->secret, SYS_capset, &header, none) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         fail(b, "give up capabilities");
     /* Changing the user has cleared it: when the launcher dies, so do we. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
@@ -299,10 +287,6 @@ static void program_start(struct blank *b)
     static _Alignas(16) char stack[64 * 1024]; /* the child's, until its exec */
     if (chdir("/srv") < 0)
         fail(b, "change to /srv");
-    int listener = -1;
-    struct error e = {0};
-    if (seccomp_install(&b->shared->last_filter, &listener, &e) != ERR_OK)
-        fail(b, "install the last filter");
     struct blank_report report;
     uint64_t created_ns = now_ns();
     b->exec_errno = 0;
@@ -314,13 +298,11 @@ static void program_start(struct blank *b)
     if (b->exec_errno != 0) {
         report = (struct blank_report){.kind = BLANK_FAILED, .exec_errno = b->exec_errno};
         (void)snprintf(report.text, sizeof(report.text), "command '%.120s' cannot be run: %s", b->argv[0], strerror(b->exec_errno));
-        report_send(b, &report, -1);
+        report_send(b, &report);
         _exit(1);
     }
-    /* Not before the exec: each message is a wake-up, and until then nothing is notified. */
     report = (struct blank_report){.kind = BLANK_STARTED, .created_ns = created_ns, .executed_ns = now_ns()};
-    report_send(b, &report, listener);
-    fd_close(&listener);
+    report_send(b, &report);
 }
 
 /* ---- living as process 1 ---- */
@@ -351,7 +333,7 @@ static _Noreturn void finish(struct blank *b, int wait_status)
     (void)clock_gettime(CLOCK_REALTIME, &now);
     pump_end(&b->pump, now.tv_sec, now.tv_nsec);
     struct blank_report report = {.kind = BLANK_EXITED, .wait_status = wait_status};
-    report_send(b, &report, -1);
+    report_send(b, &report);
     _exit(0); /* the kernel kills what is left of the sandbox */
 }
 
@@ -410,7 +392,8 @@ void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd)
     (void)prctl(PR_SET_NAME, "dirigent-init", 0, 0, 0);
     if (signal_fd < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         fail(&b, "prepare a blank");
-    if (netns_fd >= 0 && (unshare(CLONE_NEWCGROUP) < 0 || setns(netns_fd, CLONE_NEWNET) < 0))
+    if (netns_fd >= 0 && (SETUP_CALL(shared->secret, SYS_unshare, CLONE_NEWCGROUP) < 0 ||
+                          SETUP_CALL(shared->secret, SYS_setns, netns_fd, CLONE_NEWNET) < 0))
         fail(&b, "enter the network namespace");
     /* Nothing that was inherited stays: only the two that are needed, moved out of the way. */
     b.control_fd = fcntl(control_fd, F_DUPFD_CLOEXEC, KEPT_FD);
@@ -420,7 +403,7 @@ void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd)
         fail(&b, "close what was inherited");
     things_make(&b);
     struct blank_report parked = {.kind = BLANK_PARKED};
-    report_send(&b, &parked, -1);
+    report_send(&b, &parked);
     go_receive(&b);
     mounts_join(&b);
     user_join(&b);

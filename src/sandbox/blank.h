@@ -6,7 +6,8 @@
  * starts the program and from then on reaps, forwards signals and pumps output.
  *
  * Control socket, launcher to blank: struct blank_go, then its strings; descriptors: mount namespace, user namespace, output file.
- * Or struct blank_signal. Blank to launcher: struct blank_report, one a packet; BLANK_STARTED carries the seccomp listener. */
+ * Or struct blank_signal. Blank to launcher: struct blank_report, one a packet; of
+ * which none carries a descriptor. */
 #pragma once
 #include "base/base.h"
 #include "sandbox/cgroup.h"
@@ -24,7 +25,7 @@ struct blank_signal {
 };
 enum blank_report_kind {
     BLANK_PARKED = 1, /* ready for GO */
-    BLANK_STARTED,    /* exec has succeeded; with the descriptor of the listener */
+    BLANK_STARTED,    /* exec has succeeded */
     BLANK_FAILED,     /* text; exec_errno when it was the exec */
     BLANK_EXITED,     /* wait_status of the program */
 };
@@ -38,7 +39,7 @@ struct blank_report {
 /* What every blank of this launcher shares; built before the nursery is forked. */
 struct blank_shared {
     struct cgroup_tree cgroups;
-    struct seccomp_program last_filter;
+    uint64_t secret;            /* seccomp.h */
     unsigned long capabilities; /* that the kernel knows */
 };
 /* In the new process, which is in its cgroup: never returns. `netns_fd` -1: it is in its network and cgroup namespaces too. Owns both

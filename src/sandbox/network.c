@@ -176,7 +176,17 @@ static enum err netns_new(int host_ns, int *ret_netns_fd, struct error *e)
     return err;
 }
 
-enum err network_slot_make(const struct network_config *c, uint32_t slot, int *ret_netns_fd, struct error *e)
+static enum err cookie_get(uint64_t *ret_cookie, struct error *e)
+{
+    cleanup(fd_close) int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    socklen_t bytes = sizeof(*ret_cookie);
+    if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, ret_cookie, &bytes) < 0)
+        return error_errno(e, "get the cookie of a network namespace (Linux 5.14 or newer is needed)");
+    return ERR_OK;
+}
+
+enum err network_slot_make(const struct network_config *c, uint32_t slot, int *ret_netns_fd, uint64_t *ret_cookie,
+                           struct error *e)
 {
     cleanup(fd_close) int host_ns = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
     cleanup(fd_close) int netns = -1;
@@ -210,6 +220,8 @@ enum err network_slot_make(const struct network_config *c, uint32_t slot, int *r
         err = inside_configure(c, slot, &n, e);
         if (err == ERR_OK)
             err = netlink_link_wait(&n, if_nametoindex("eth0"), LINK_PATIENCE_MS, e);
+        if (err == ERR_OK)
+            err = cookie_get(ret_cookie, e);
         netlink_close(&n);
     }
     if (setns(host_ns, CLONE_NEWNET) < 0)

@@ -23,8 +23,8 @@ must_check enum err network_host_open(const struct network_config *c, bool *ret_
                                       struct error *e);
 void network_host_close(const struct network_config *c, bool forward_was_off);
 /* Makes the namespace of a slot; the caller owns *ret_netns_fd, and all of the slot's network goes with its
- * last reference. */
-must_check enum err network_slot_make(const struct network_config *c, uint32_t slot, int *ret_netns_fd,
+ * last reference. *ret_cookie is what SO_NETNS_COOKIE (socket(7), Linux 5.14) tells of sockets in it. */
+must_check enum err network_slot_make(const struct network_config *c, uint32_t slot, int *ret_netns_fd, uint64_t *ret_cookie,
                                       struct error *e);
 /* Adds or removes the default route inside: with or without outward traffic. */
 must_check enum err network_slot_outward(const struct network_config *c, int netns_fd, bool outward,

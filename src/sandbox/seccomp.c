@@ -1,4 +1,4 @@
-/* seccomp.c - filters as trees: sorted ranges of system call numbers, searched by halves. */
+/* seccomp.c - the filter as a tree: sorted ranges of system call numbers, searched by halves. */
 #include "sandbox/seccomp.h"
 #include <errno.h>
 #include <linux/audit.h>
@@ -23,7 +23,7 @@
 #define ACT_ENOSYS (SECCOMP_RET_ERRNO | ENOSYS)
 #define ACT_NOTIFY SECCOMP_RET_USER_NOTIF
 /* Decided by arguments: not final, an index into the checks that are appended behind the tree. */
-enum { CHECK_SOCKET = 1, CHECK_CLONE, CHECK_IOCTL, CHECK_PERSONALITY, CHECK_BIND, CHECK_COUNT };
+enum { CHECK_SOCKET = 1, CHECK_CLONE, CHECK_IOCTL, CHECK_PERSONALITY, CHECK_BIND, CHECK_SETUP, CHECK_CLONE3 };
 
 #define NAMESPACE_FLAGS                                                                                              \
     (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET |   \
@@ -70,45 +70,39 @@ static const int setup_only[] = {
     SYS_setns, SYS_unshare, SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_move_mount, SYS_sethostname, SYS_capset, SYS_seccomp, SYS_keyctl,
 };
 
-static uint32_t base_action(int nr)
+static bool is_in(int nr, const int *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (list[i] == nr)
+            return true;
+    return false;
+}
+
+static uint32_t action_of(int nr, bool notify)
 {
     switch (nr) {
     case SYS_socket:
         return CHECK_SOCKET;
     case SYS_clone:
+        return CHECK_CLONE;
+    case SYS_clone3: /* its flags are behind a pointer */
+        return CHECK_CLONE3;
     case SYS_ioctl:
+        return CHECK_IOCTL;
     case SYS_personality:
-        return nr == SYS_clone ? ACT_ALLOW : nr == SYS_ioctl ? CHECK_IOCTL : CHECK_PERSONALITY;
-    case SYS_clone3:
-        return ACT_ALLOW; /* the nursery clones with it; the last filter takes it away */
+        return CHECK_PERSONALITY;
+    case SYS_bind:
+        return notify ? CHECK_BIND : ACT_ALLOW;
+    case SYS_listen:
+        return notify ? ACT_NOTIFY : ACT_ALLOW;
     default:
         break;
     }
     if (nr > KNOWN_MAX)
         return ACT_ENOSYS;
-    for (size_t i = 0; i < ARRAY_COUNT(allowed); i++)
-        if (allowed[i] == nr)
-            return ACT_ALLOW;
-    for (size_t i = 0; i < ARRAY_COUNT(setup_only); i++)
-        if (setup_only[i] == nr)
-            return ACT_ALLOW;
-    return ACT_EPERM;
-}
-
-static uint32_t last_action(int nr)
-{
-    if (nr == SYS_clone)
-        return CHECK_CLONE;
-    if (nr == SYS_clone3)
-        return ACT_ENOSYS; /* its flags are behind a pointer: libcs fall back to clone */
-    if (nr == SYS_listen)
-        return ACT_NOTIFY;
-    if (nr == SYS_bind)
-        return CHECK_BIND;
-    for (size_t i = 0; i < ARRAY_COUNT(setup_only); i++)
-        if (setup_only[i] == nr)
-            return ACT_EPERM;
-    return ACT_ALLOW;
+    if (is_in(nr, setup_only, ARRAY_COUNT(setup_only)))
+        return CHECK_SETUP;
+    return is_in(nr, allowed, ARRAY_COUNT(allowed)) ? ACT_ALLOW : ACT_EPERM;
 }
 
 /* ---- code ---- */
@@ -130,10 +124,20 @@ static void emit_return(struct seccomp_program *p, uint32_t action)
     (void)emit(p, BPF_RET | BPF_K, 0, 0, action);
 }
 
-#define ARGUMENT(n) (offsetof(struct seccomp_data, args) + (n) * 8)
+#define ARGUMENT(n) (offsetof(struct seccomp_data, args) + (n) * 8) /* its lower half: all our machines are little-endian */
+
+static void emit_secret(struct seccomp_program *p, uint64_t secret, uint32_t otherwise)
+{
+    emit_load(p, ARGUMENT(5));
+    (void)emit(p, BPF_JMP | BPF_JEQ | BPF_K, 0, 3, (uint32_t)secret);
+    emit_load(p, ARGUMENT(5) + 4);
+    (void)emit(p, BPF_JMP | BPF_JEQ | BPF_K, 0, 1, (uint32_t)(secret >> 32));
+    emit_return(p, ACT_ALLOW);
+    emit_return(p, otherwise);
+}
 
 /* The checks by argument: self-contained, so they may stand anywhere in the tree. */
-static void emit_check(struct seccomp_program *p, uint32_t check)
+static void emit_check(struct seccomp_program *p, uint32_t check, uint64_t secret)
 {
     switch (check) {
     case CHECK_SOCKET: /* AF_UNIX 1, AF_INET 2, AF_INET6 10 */
@@ -171,6 +175,12 @@ static void emit_check(struct seccomp_program *p, uint32_t check)
         emit_return(p, ACT_NOTIFY);
         emit_return(p, ACT_ALLOW);
         break;
+    case CHECK_SETUP:
+        emit_secret(p, secret, ACT_EPERM);
+        break;
+    case CHECK_CLONE3: /* libcs fall back to clone */
+        emit_secret(p, secret, ACT_ENOSYS);
+        break;
     default:
         emit_return(p, check);
     }
@@ -181,27 +191,27 @@ struct range {
 };
 
 /* The accumulator holds the number. A jump reaches 255 instructions only: the far half is reached by BPF_JA. */
-static void emit_tree(struct seccomp_program *p, const struct range *ranges, size_t count)
+static void emit_tree(struct seccomp_program *p, const struct range *ranges, size_t count, uint64_t secret)
 {
     if (count == 1) {
-        emit_check(p, ranges[0].action);
+        emit_check(p, ranges[0].action, secret);
         return;
     }
     size_t half = count / 2;
     (void)emit(p, BPF_JMP | BPF_JGE | BPF_K, 0, 1, ranges[half].first);
     uint16_t jump = emit(p, BPF_JMP | BPF_JA, 0, 0, 0);
-    emit_tree(p, ranges, half);
+    emit_tree(p, ranges, half, secret);
     p->code[jump].k = (uint32_t)(p->count - jump - 1);
-    emit_tree(p, ranges + half, count - half);
+    emit_tree(p, ranges + half, count - half, secret);
 }
 
-static void build(struct seccomp_program *p, uint32_t (*action_of)(int nr))
+void seccomp_build(struct seccomp_program *p, uint64_t secret, bool notify)
 {
     struct range ranges[600];
     size_t count = 0;
     p->count = 0;
     for (int nr = 0; nr <= KNOWN_MAX + 1; nr++) {
-        uint32_t action = action_of(nr);
+        uint32_t action = action_of(nr, notify);
         if (count == 0 || ranges[count - 1].action != action)
             ranges[count++] = (struct range){(uint32_t)nr, action};
     }
@@ -213,17 +223,7 @@ static void build(struct seccomp_program *p, uint32_t (*action_of)(int nr))
     (void)emit(p, BPF_JMP | BPF_JGE | BPF_K, 0, 1, X32_BIT);
     emit_return(p, SECCOMP_RET_KILL_PROCESS);
 #endif
-    emit_tree(p, ranges, count);
-}
-
-void seccomp_base_build(struct seccomp_program *p)
-{
-    build(p, base_action);
-}
-
-void seccomp_last_build(struct seccomp_program *p)
-{
-    build(p, last_action);
+    emit_tree(p, ranges, count, secret);
 }
 
 enum err seccomp_install(const struct seccomp_program *program, int *ret_listener, struct error *e)
@@ -236,4 +236,9 @@ enum err seccomp_install(const struct seccomp_program *program, int *ret_listene
     if (ret_listener != NULL)
         *ret_listener = (int)result;
     return ERR_OK;
+}
+
+long seccomp_setup_call(uint64_t secret, long nr, long a, long b, long c, long d, long e)
+{
+    return syscall(nr, a, b, c, d, e, secret);
 }

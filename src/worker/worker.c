@@ -436,6 +436,7 @@ static enum err launcher_configure(const struct worker *w, uid_t uid, struct lau
     *c = (struct launcher_config){.host_port_base = (uint16_t)w->settings.host_port_base,
                                   .slots_max = (uint32_t)w->settings.slots,
                                   .blanks_min = (uint32_t)w->settings.blanks,
+                                  .probe = strcmp(w->settings.readiness, "connect") == 0,
                                   .quarantine_ms = (uint32_t)w->settings.quarantine,
                                   .orphan_ms = (uint32_t)w->settings.orphan_after,
                                   .userns_base = 1u << 20,
@@ -446,6 +447,8 @@ static enum err launcher_configure(const struct worker *w, uid_t uid, struct lau
     if (inet_pton(AF_INET, base, &pool) != 1)
         return error_field(e, ERR_USAGE, "address_pool", "--address-pool: '%s' is no IPv4 address", w->settings.address_pool);
     c->pool_ip = ntohl(pool.s_addr);
+    if (strcmp(w->settings.readiness, "listen") != 0 && strcmp(w->settings.readiness, "connect") != 0)
+        return error_field(e, ERR_USAGE, "readiness", "--readiness: '%s' is neither listen nor connect", w->settings.readiness);
     if (w->settings.slots == 0 || w->settings.slots > SANDBOXES_PER_WORKER_MAX)
         return error_field(e, ERR_USAGE, "slots", "--slots: %" PRIu64 " is not from 1 to %u", w->settings.slots, SANDBOXES_PER_WORKER_MAX);
     if (w->settings.host_port_base == 0 || w->settings.host_port_base + w->settings.slots > UINT16_MAX)

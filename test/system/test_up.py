@@ -266,3 +266,12 @@ def test_everything_killed_at_once_leaves_nothing_after_the_next_start(new_clust
     assert cluster.call("hello").status == 200
     assert cluster.stop() == 0
     assert_nothing_left(cluster)
+
+
+def test_without_a_seccomp_listener_programs_are_found_by_connecting(new_cluster):
+    cluster = new_cluster("--readiness", "connect")
+    cluster.deploy("hello", {"app.py": APP}, "--min", "1")
+    assert cluster.call("hello").status == 200
+    assert "programs are probed" in cluster.log()
+    result = cluster.deploy("never", {"app.py": "import time\ntime.sleep(60)"}, "--start-deadline", "1s", check=False)
+    assert result.code == 1 and "listen" in result.err, result
