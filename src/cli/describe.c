@@ -107,6 +107,25 @@ static void print_sandboxes(const json_t *items)
     table_free(t);
 }
 
+/* "out of memory, 3m ago (version 1, sandbox 0000000100000003)" */
+static void print_last_exit(const json_t *exit)
+{
+    char age[HUMAN_BYTES_MAX], reason[64];
+    if (!json_is_object(exit))
+        return;
+    (void)snprintf(reason, sizeof(reason), "%s", json_text(exit, "reason"));
+    for (char *c = reason; *c != '\0'; c++)
+        *c = *c == '_' ? ' ' : *c;
+    print_key("last exit");
+    printf("%s", reason);
+    if (json_object_get(exit, "exit_code") != NULL)
+        printf(" with code %" PRIi64, (int64_t)json_integer_value(json_object_get(exit, "exit_code")));
+    if (json_object_get(exit, "signal") != NULL)
+        printf(" by signal %" PRIu64, json_number(exit, "signal"));
+    printf(", %s ago (version %" PRIu64 ", sandbox %s)\n", human_age_of(json_text(exit, "at"), clock_real_ms(), age),
+           json_number(exit, "version"), json_text(exit, "sandbox"));
+}
+
 static void print_function(const json_t *f, const json_t *sandboxes)
 {
     char age[HUMAN_BYTES_MAX];
@@ -131,6 +150,7 @@ static void print_function(const json_t *f, const json_t *sandboxes)
     print_key("requests");
     printf("%" PRIu64 " in flight, %" PRIu64 " waiting\n", json_number(f, "in_flight"),
            json_number(f, "waiting"));
+    print_last_exit(json_object_get(f, "last_exit"));
     print_spec(json_object_get(f, "spec"));
     print_sandboxes(sandboxes);
 }

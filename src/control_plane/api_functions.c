@@ -39,6 +39,22 @@ static json_t *urls_of(const struct control_plane *cp, const char *name)
     return urls;
 }
 
+static json_t *exit_to_json(const struct last_exit *exit)
+{
+    char at[40], sandbox[20];
+    if (exit->version == 0)
+        return json_null();
+    text_of_time(exit->at_ms, at, sizeof(at));
+    snprintf(sandbox, sizeof(sandbox), "%016" PRIx64, exit->sandbox_id);
+    json_t *json = json_pack("{s:s, s:I, s:s, s:s}", "reason", failure_code(exit->reason), "version",
+                             (json_int_t)exit->version, "sandbox", sandbox, "at", at);
+    if (exit->reason == GONE_EXITED)
+        json_object_set_new(json, "exit_code", json_integer(exit->exit_code));
+    if (exit->reason == GONE_SIGNALED)
+        json_object_set_new(json, "signal", json_integer(exit->signal));
+    return json;
+}
+
 json_t *function_to_json(const struct control_plane *cp, const struct function *f, bool with_spec)
 {
     const struct function_record *r = &f->record;
@@ -59,6 +75,7 @@ json_t *function_to_json(const struct control_plane *cp, const struct function *
         (json_int_t)r->latest.scaling.scale_min, "max", (json_int_t)r->latest.scaling.scale_max,
         "concurrency", (json_int_t)r->latest.scaling.concurrency, "urls",
         urls_of(cp, r->latest.name), "created_at", created, "updated_at", updated);
+    json_object_set_new(json, "last_exit", exit_to_json(&f->last_exit));
     if (with_spec)
         json_object_set_new(json, "spec", function_spec_to_json(&r->latest));
     return json;

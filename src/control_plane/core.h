@@ -56,6 +56,9 @@ struct endpoint_address { /* texts "ip:port", NUL-terminated */
     char direct[48]; /* for data planes on the worker's host */
     char host[48];   /* for all others */
 };
+/* As answers and people name it: "out_of_memory". */
+const char *failure_code(enum gone_reason reason);
+
 struct sandbox_report { /* what a worker says of one sandbox */
     uint64_t sandbox_id, function_id;
     uint32_t version;

@@ -220,7 +220,6 @@ void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbo
 void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id);
 
 /* failure.c */
-const char *failure_code(enum gone_reason reason);
 uint32_t failure_status(enum gone_reason reason);
 /* The story of a sandbox that ended by itself, in one sentence. `was`: its state then. */
 void failure_tell(struct failure_text **failure, const struct function_spec *spec,

@@ -644,7 +644,8 @@ static void note_exit(struct links *l, const struct sandbox_report *report)
     if (f == NULL || report->reason == GONE_STOPPED)
         return;
     f->last_exit =
-        (struct last_exit){report->version, report->reason, report->exit_code, report->signal};
+        (struct last_exit){report->sandbox_id, clock_real_ms(),   report->version,
+                           report->reason,     report->exit_code, report->signal};
 }
 
 static void take_sandbox_change(struct peer *p, const Dirigent__SandboxStatus *m)

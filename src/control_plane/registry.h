@@ -7,7 +7,8 @@
 #include "control_plane/records.h"
 #include "control_plane/shell.h"
 
-struct last_exit { /* how the newest sandbox that went by itself did so; for answers to `wait` */
+struct last_exit { /* how the newest sandbox that went by itself did so; version 0: none did since we started */
+    uint64_t sandbox_id, at_ms; /* wall clock */
     uint32_t version;
     enum gone_reason reason;
     int32_t exit_code, signal;
