@@ -225,6 +225,8 @@ static bool command_take(struct launcher *l, const struct launcher_command *c, s
     case LAUNCHER_SIGNAL:
         if (s != NULL)
             sandbox_signal(s, c->signo);
+        else
+            (void)start_cancel(l, c->sandbox_id);
         return true;
     case LAUNCHER_KILL:
         if (s != NULL)

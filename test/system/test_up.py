@@ -275,3 +275,13 @@ def test_without_a_seccomp_listener_programs_are_found_by_connecting(new_cluster
     assert "programs are probed" in cluster.log()
     result = cluster.deploy("never", {"app.py": "import time\ntime.sleep(60)"}, "--start-deadline", "1s", check=False)
     assert result.code == 1 and "listen" in result.err, result
+
+
+def test_a_stop_does_not_wait_for_sandboxes_that_only_begin(new_cluster):
+    cluster = new_cluster()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "5")
+    cluster.stop()
+    cluster.start()
+    begin = time.monotonic()
+    assert cluster.stop() == 0
+    assert time.monotonic() - begin < 6 # the grace would be 10 s
