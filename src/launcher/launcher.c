@@ -433,6 +433,10 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
     err = loop_new(&l->loop, e);
     if (err == ERR_OK)
         err = helpers_start(l, e);
+    /* Not before: each page that the nursery has of us is one more to copy and to drop for every sandbox. */
+    l->slots = mem_new_array(c->slots_max, sizeof(*l->slots));
+    for (uint32_t i = 0; i < c->slots_max; i++)
+        l->slots[i] = (struct slot){.launcher = l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .anchor_fd = -1, .probe_poll = {.fd = -1}};
     static const int signals[] = {SIGTERM};
     l->signals.on_signal = on_signal;
     if (err == ERR_OK)
@@ -467,10 +471,8 @@ int main(int argc, char **argv)
         list_init(&l.free_slots);
         list_init(&l.parked);
         list_init(&l.quarantine);
+        list_init(&l.rest);
         list_init(&l.starts);
-        l.slots = mem_new_array(l.config.slots_max, sizeof(*l.slots));
-        for (uint32_t i = 0; i < l.config.slots_max; i++)
-            l.slots[i] = (struct slot){.launcher = &l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .anchor_fd = -1, .probe_poll = {.fd = -1}};
         loop_timer_init(&l.orphan_timer, on_orphan);
         loop_timer_init(&l.quarantine_timer, on_quarantine_timer);
         loop_timer_init(&l.refill_timer, on_refill_timer);

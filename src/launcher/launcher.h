@@ -94,7 +94,7 @@ struct launcher_config {
     uint16_t host_port_base;      /* 20000 */
     uint32_t slots_max;           /* <= SANDBOXES_PER_WORKER_MAX */
     uint32_t blanks_min;          /* parked sandboxes kept ready */
-    uint32_t quarantine_ms;       /* before an address is used again */
+    uint32_t quarantine_ms;       /* before an address is used again whose sandbox ended by itself */
     uint32_t orphan_ms;
     uint32_t userns_base;         /* first host uid for sandboxes, 65536 per version; >= 100000 */
     uint32_t worker_uid;          /* who may attach */

@@ -16,9 +16,12 @@
 /* Until it listens a sandbox has at least one processor: a small limit is dealt out in slices that are used up before the
  * program has begun, and then it stands still for the rest of the period. docs/decisions/0006-cpu-while-starting.md. */
 #define START_CPU_MILLI 1000u
+/* To write a limit makes the kernel look at every cgroup there is. One whose last start was quick needs no more than this. */
+#define TWO_SLICES_MILLI 100u
+#define QUICK_START_US 5000u
+#define REST_MS 50u
 #define REFILL_DELAY_US 1500u /* a start that has just been ordered has the processors for itself */
 
-static void cpu_limit(struct slot *s, uint32_t cpu_milli);
 static void slot_ready(struct slot *s);
 static void quarantine(struct slot *s);
 static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns, int output_fd);
@@ -127,28 +130,50 @@ static void descriptors_close(struct slot *s)
     fd_close(&s->pidfd);
 }
 
+/* Each list is in the order of its ends. */
+static void quarantine_plan(struct launcher *l)
+{
+    uint64_t end = UINT64_MAX;
+    if (!list_is_empty(&l->quarantine))
+        end = list_entry(l->quarantine.next, struct slot, node)->quarantine_end_ns;
+    if (!list_is_empty(&l->rest))
+        end = MIN(end, list_entry(l->rest.next, struct slot, node)->quarantine_end_ns);
+    if (end != UINT64_MAX)
+        loop_timer_start(l->loop, &l->quarantine_timer, end);
+}
+
 static void quarantine(struct slot *s)
 {
     struct launcher *l = s->launcher;
+    struct list *rests = &l->quarantine;
+    uint32_t ms = l->config.quarantine_ms;
+    if (s->signaled) { /* by order: every data plane has said before that it is done with it */
+        rests = &l->rest;
+        ms = MIN(ms, REST_MS);
+    }
     s->state = SLOT_QUARANTINE;
-    s->quarantine_end_ns = loop_now_ns(l->loop) + l->config.quarantine_ms * NS_PER_MS;
-    list_push_back(&l->quarantine, &s->node);
-    if (!loop_timer_is_running(&l->quarantine_timer))
-        loop_timer_start(l->loop, &l->quarantine_timer, s->quarantine_end_ns);
+    s->quarantine_end_ns = loop_now_ns(l->loop) + ms * NS_PER_MS;
+    list_push_back(rests, &s->node);
+    quarantine_plan(l);
+}
+
+static void quarantine_end(struct launcher *l, struct list *rests)
+{
+    while (!list_is_empty(rests)) {
+        struct slot *s = list_entry(rests->next, struct slot, node);
+        if (s->quarantine_end_ns > loop_now_ns(l->loop))
+            return;
+        list_remove(&s->node);
+        slot_ready(s);
+    }
 }
 
 void on_quarantine_timer(struct loop_timer *timer)
 {
     struct launcher *l = container_of(timer, struct launcher, quarantine_timer);
-    while (!list_is_empty(&l->quarantine)) {
-        struct slot *s = list_entry(l->quarantine.next, struct slot, node);
-        if (s->quarantine_end_ns > loop_now_ns(l->loop)) {
-            loop_timer_start(l->loop, timer, s->quarantine_end_ns);
-            return;
-        }
-        list_remove(&s->node);
-        slot_ready(s);
-    }
+    quarantine_end(l, &l->quarantine);
+    quarantine_end(l, &l->rest);
+    quarantine_plan(l);
 }
 
 /* ---- the end of a process 1 ---- */
@@ -176,8 +201,6 @@ static void on_reaped(struct slot *s)
     descriptors_close(s);
     cgroup_slot_reset(&l->shared.cgroups, s->index);
     s->memory_peak = l->shared.cgroups.version == 2 ? cgroup_slot_memory_peak(&l->shared.cgroups, s->index) : 0;
-    if (s->limits.cpu_milli > 0)
-        cpu_limit(s, MAX(s->limits.cpu_milli, START_CPU_MILLI)); /* now rather than in the way of the next start */
     if (!s->outward) {
         struct error e = {0};
         s->outward = network_slot_outward(&l->network, s->netns_fd, true, &e) == ERR_OK;
@@ -277,7 +300,7 @@ void slot_born(struct slot *s, pid_t pid)
         return;
     }
     s->pid = pid;
-    s->failed = s->started = s->is_ready = s->has_status = s->told_wrong_port = false;
+    s->signaled = s->failed = s->started = s->is_ready = s->has_status = s->told_wrong_port = false;
     s->create_us = s->exec_us = s->listen_us = 0;
     s->exec_errno = 0;
     s->text[0] = '\0';
@@ -309,6 +332,7 @@ static void cpu_limit(struct slot *s, uint32_t cpu_milli)
 
 void sandbox_limit(struct slot *s)
 {
+    s->template->starts_quickly = s->listen_us < QUICK_START_US;
     cpu_limit(s, s->template->limits.cpu_milli);
 }
 
@@ -333,7 +357,8 @@ static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, u
     map_put(&l->sandboxes, sandbox_id, s);
     l->running++;
     struct cgroup_limits limits = t->limits;
-    limits.cpu_milli = MAX(limits.cpu_milli, START_CPU_MILLI);
+    if (!t->starts_quickly || limits.cpu_milli < TWO_SLICES_MILLI)
+        limits.cpu_milli = MAX(limits.cpu_milli, START_CPU_MILLI);
     enum err err = ERR_OK;
     if (memcmp(&s->limits, &limits, sizeof(limits)) != 0) {
         s->limits = (struct cgroup_limits){0};
@@ -386,6 +411,7 @@ void sandbox_start(struct launcher *l, uint64_t sandbox_id, struct template *t, 
 
 void sandbox_signal(struct slot *s, int signo)
 {
+    s->signaled = true;
     struct blank_signal order = {BLANK_SIGNAL, signo};
     if (s->state == SLOT_RUNNING && packet_send(s->control_fd, &order, sizeof(order), NULL, 0) != ERR_OK)
         sandbox_kill(s);

@@ -25,6 +25,7 @@ struct template {
     uint32_t userns_base, userns_index;
     uint32_t users;          /* sandboxes and waiting starts */
     bool ready, dropped;
+    bool starts_quickly; /* its newest sandbox did */
     struct loop_poll build_poll; /* the helper's result */
     pid_t build_pid;
 };
@@ -48,7 +49,7 @@ struct slot {
     struct template *template;
     uint32_t create_us, exec_us, listen_us;
     int32_t wait_status, exec_errno;
-    bool has_status, is_ready, started, told_wrong_port, failed;
+    bool has_status, is_ready, started, told_wrong_port, failed, signaled;
     struct loop_timer probe_timer; /* without a listener: the next look whether it listens */
     struct loop_poll probe_poll;   /* a connection that is being tried */
     uint32_t probe_wait_us;
@@ -68,7 +69,7 @@ struct launcher {
     struct blank_shared shared;
     struct loop *loop;
     struct slot *slots;
-    struct list free_slots, parked, quarantine, starts;
+    struct list free_slots, parked, quarantine, rest, starts; /* rest: as quarantine, shorter */
     uint32_t slots_made, births, building, anchoring, running;
     struct map templates; /* template_key() */
     struct map sandboxes; /* id -> slot */
