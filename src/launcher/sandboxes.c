@@ -16,7 +16,7 @@
 /* Until it listens a sandbox has at least one processor: a small limit is dealt out in slices that are used up before the
  * program has begun, and then it stands still for the rest of the period. docs/decisions/0006-cpu-while-starting.md. */
 #define START_CPU_MILLI 1000u
-/* To write a limit makes the kernel look at every cgroup there is. One whose last start was quick needs no more than this. */
+/* To write a limit makes the kernel look at every cgroup there is. A version that has started quickly needs no more than this. */
 #define TWO_SLICES_MILLI 100u
 #define QUICK_START_US 5000u
 #define REST_MS 50u
@@ -332,7 +332,9 @@ static void cpu_limit(struct slot *s, uint32_t cpu_milli)
 
 void sandbox_limit(struct slot *s)
 {
-    s->template->starts_quickly = s->listen_us < QUICK_START_US;
+    struct template *t = s->template;
+    uint32_t took_us = MAX(s->listen_us - MIN(s->listen_us, s->exec_us), 1u);
+    t->best_start_us = t->best_start_us == 0 ? took_us : MIN(t->best_start_us, took_us);
     cpu_limit(s, s->template->limits.cpu_milli);
 }
 
@@ -357,7 +359,8 @@ static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, u
     map_put(&l->sandboxes, sandbox_id, s);
     l->running++;
     struct cgroup_limits limits = t->limits;
-    if (!t->starts_quickly || limits.cpu_milli < TWO_SLICES_MILLI)
+    bool is_quick = t->best_start_us > 0 && t->best_start_us < QUICK_START_US;
+    if (!is_quick || limits.cpu_milli < TWO_SLICES_MILLI)
         limits.cpu_milli = MAX(limits.cpu_milli, START_CPU_MILLI);
     enum err err = ERR_OK;
     if (memcmp(&s->limits, &limits, sizeof(limits)) != 0) {

@@ -25,7 +25,7 @@ struct template {
     uint32_t userns_base, userns_index;
     uint32_t users;          /* sandboxes and waiting starts */
     bool ready, dropped;
-    bool starts_quickly; /* its newest sandbox did */
+    uint32_t best_start_us; /* least time from exec to listen of its sandboxes; 0: none yet */
     struct loop_poll build_poll; /* the helper's result */
     pid_t build_pid;
 };

@@ -84,9 +84,14 @@ enum err root_userns_make(uint32_t base, int *ret_userns_fd, struct error *e)
     if (err == ERR_OK) {
         char path[64];
         (void)snprintf(path, sizeof(path), "/proc/%d/ns/user", (int)pid);
+        /* The kernel's record of a user lives as long as a descriptor that he has opened: with this one it is not made anew
+         * for each sandbox. */
+        bool became = setresuid(base, (uid_t)-1, (uid_t)-1) == 0;
         *ret_userns_fd = open(path, O_RDONLY | O_CLOEXEC);
         if (*ret_userns_fd < 0)
             err = error_errno(e, "open a user namespace");
+        if (became && setresuid(0, (uid_t)-1, (uid_t)-1) < 0)
+            err = error_errno(e, "become root again");
     }
     (void)kill(pid, SIGKILL);
     (void)waitpid(pid, NULL, 0);
