@@ -1,5 +1,6 @@
 /* cgroup.c - cgroups(7), both versions. */
 #include "sandbox/cgroup.h"
+#include "sandbox/devices.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -13,8 +14,8 @@
 
 #define LEFTOVER_BYTES_MAX MIB
 
-static const char *const controllers[3] = {"memory", "cpu", "pids"};
-enum { MEMORY, CPU, PIDS };
+static const char *const controllers[] = {"memory", "cpu", "pids", "devices"};
+enum { MEMORY, CPU, PIDS, DEVICES };
 
 static unsigned dir_count(const struct cgroup_tree *t)
 {
@@ -205,7 +206,7 @@ static void weight_set(const struct cgroup_tree *t)
 
 enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t, struct error *e)
 {
-    *t = (struct cgroup_tree){.dirs = {-1, -1, -1}};
+    *t = (struct cgroup_tree){.dirs = {-1, -1, -1, -1}};
     char *mountinfo cleanup(free_pointer) = NULL, *own cleanup(free_pointer) = NULL;
     char path[700];
     enum err err = file_read("/proc/self/mountinfo", MIB, &mountinfo, NULL, e);
@@ -225,6 +226,12 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
             err = error_errno(e, "enable memory, cpu and pids in cgroup '%s'", t->paths[0]);
         if (err == ERR_OK)
             weight_set(t);
+        if (err == ERR_OK)
+            err = devices_restrict_v2(t->dirs[0], e);
+        if (err == ERR_UNSUPPORTED) { /* the mounts alone keep devices away then */
+            dprintf(2, "dirigent-launcher: %s\n", e->text);
+            err = ERR_OK;
+        }
         return err;
     }
     if (force_version == 2)
@@ -240,17 +247,22 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
             return err;
     }
     weight_set(t);
-    return ERR_OK;
+    /* One cgroup for all sandboxes: what is allowed is the same. */
+    if (cgroup_v1_path(mountinfo, own, controllers[DEVICES], path, sizeof(path)) != ERR_OK)
+        return ERR_OK;
+    err = tree_dir_open(t, DEVICES, path, name, e);
+    return err == ERR_OK ? devices_restrict_v1(t->dirs[DEVICES], e) : err;
 }
 
 void cgroup_tree_remove(struct cgroup_tree *t)
 {
-    for (unsigned i = 0; i < dir_count(t); i++) {
+    for (unsigned i = 0; i < ARRAY_COUNT(t->dirs); i++) {
         if (t->dirs[i] < 0)
             continue;
         sweep(t->dirs[i]);
         fd_close(&t->dirs[i]);
-        (void)rmdir(t->paths[i]);
+        for (int k = 0; k < 200 && rmdir(t->paths[i]) < 0 && errno == EBUSY; k++)
+            (void)usleep(5000); /* of who has just ended the kernel still counts */
     }
 }
 
@@ -336,6 +348,8 @@ enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct er
     for (unsigned i = 0; i < dir_count(t); i++)
         if (write_file(t->dirs[i], name, "0") != ERR_OK)
             return error_errno(e, "enter cgroup '%s/s%u'", t->paths[i], slot);
+    if (t->version == 1 && t->dirs[DEVICES] >= 0 && write_file(t->dirs[DEVICES], "cgroup.procs", "0") != ERR_OK)
+        return error_errno(e, "enter cgroup '%s'", t->paths[DEVICES]);
     return ERR_OK;
 }
 

@@ -10,8 +10,8 @@ struct cgroup_limits {
 };
 struct cgroup_tree {
     int version;        /* 1 or 2 */
-    int dirs[3];        /* v1: memory, cpu, pids; v2: [0]. Directory of our subtree */
-    char paths[3][512];
+    int dirs[4];        /* v1: memory, cpu, pids, and devices where it is mounted; v2: [0]. Directory of our subtree */
+    char paths[4][512];
 };
 /* `name` is the subtree's; `force_version` 0 finds out. Removes what a dead launcher left in it. */
 must_check enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *ret_tree,
