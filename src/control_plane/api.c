@@ -1,6 +1,7 @@
 /* api.c - the router: one table of routes, answers, and calls that wait for a version. */
 #include "base/log.h"
 #include "control_plane/api_internal.h"
+#include "control_plane/log_requests.h"
 #include "control_plane/blobs.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -265,6 +266,7 @@ void api_version_failed(struct api *api, uint64_t function_id, uint32_t version)
 
 void api_function_deleted(struct api *api, uint64_t function_id)
 {
+    log_requests_function_deleted(api->cp->logs, function_id);
     settle_all(api, function_id);
 }
 

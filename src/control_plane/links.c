@@ -924,6 +924,8 @@ static void bring_up(struct peer *p, struct known *k)
     dirigent__to_control_plane__free_unpacked(p->first, NULL);
     p->first = NULL;
     replay_early(p);
+    if (p->is_worker && p->state == PEER_UP)
+        log_requests_worker_up(p->links->cp->logs, k->record.id);
 }
 
 static void peer_free_when_done(struct peer *p);
@@ -1245,6 +1247,13 @@ static size_t ask_all_logs(struct links *l, const struct log_query *query, bool 
 size_t links_logs_ask(struct links *l, const struct log_query *query)
 {
     return ask_all_logs(l, query, false);
+}
+
+void links_logs_ask_one(struct links *l, uint64_t worker_id, const struct log_query *query)
+{
+    struct peer *p = peer_find(l, worker_id, true);
+    if (p != NULL)
+        ask_logs(p, query, false);
 }
 
 void links_logs_cancel(struct links *l, uint64_t request_id)

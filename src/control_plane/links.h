@@ -47,6 +47,7 @@ struct log_query {
 };
 /* Asks every worker that is up; returns how many. Answers come through log_requests.h. */
 size_t links_logs_ask(struct links *l, const struct log_query *query);
+void links_logs_ask_one(struct links *l, uint64_t worker_id, const struct log_query *query);
 void links_logs_cancel(struct links *l, uint64_t request_id);
 
 /* ---- views for the API ---- */

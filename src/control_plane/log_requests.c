@@ -16,6 +16,7 @@ struct log_request { /* freed when answered, or when its client went */
     struct log_query query;
     struct http_exchange *x;
     struct map waiting; /* worker ids that have not said their end (value: the request) */
+    uint64_t heard_ms;  /* wall clock, of the newest chunk */
     struct loop_timer timer;
 };
 
@@ -102,7 +103,8 @@ void log_requests_begin(struct log_requests *r, struct http_exchange *x,
     while (links_peer_next(r->cp->links, &cursor, &view))
         if (view.is_worker && view.connected)
             map_put(&q->waiting, view.record->id, q);
-    if (links_logs_ask(r->cp->links, &q->query) == 0) {
+    q->heard_ms = clock_real_ms();
+    if (links_logs_ask(r->cp->links, &q->query) == 0 && !query->follow) {
         end(q, "no worker is connected");
         return;
     }
@@ -116,6 +118,7 @@ void log_requests_chunk(struct log_requests *r, uint64_t request_id, uint64_t wo
     if (q == NULL || map_get(&q->waiting, worker_id) == NULL)
         return; /* its client went */
     restart_timer(q);
+    q->heard_ms = clock_real_ms();
     if (data.bytes > 0)
         http_exchange_write(q->x, data);
     if (error[0] != '\0') {
@@ -125,7 +128,7 @@ void log_requests_chunk(struct log_requests *r, uint64_t request_id, uint64_t wo
     }
     if (is_end)
         map_remove(&q->waiting, worker_id);
-    if (q->waiting.count == 0)
+    if (q->waiting.count == 0 && !q->query.follow)
         end(q, "");
     else if (http_exchange_pending(q->x) > PENDING_BYTES_MAX)
         end(q, "the reader was too slow: some output is missing");
@@ -142,7 +145,35 @@ void log_requests_worker_closed(struct log_requests *r, uint64_t worker_id)
         if (q == NULL)
             return;
         map_remove(&q->waiting, worker_id);
-        if (q->waiting.count == 0)
+        if (q->waiting.count == 0 && !q->query.follow)
             end(q, "the worker left");
+    }
+}
+
+void log_requests_worker_up(struct log_requests *r, uint64_t worker_id)
+{
+    size_t cursor = 0;
+    struct log_request *q;
+    while ((q = map_next(&r->requests, &cursor)) != NULL) {
+        struct log_query query = q->query;
+        if (!query.follow || map_get(&q->waiting, worker_id) != NULL)
+            continue;
+        query.since_ms = q->heard_ms;
+        query.lines = 0;
+        map_put(&q->waiting, worker_id, q);
+        links_logs_ask_one(r->cp->links, worker_id, &query);
+    }
+}
+
+void log_requests_function_deleted(struct log_requests *r, uint64_t function_id)
+{
+    for (;;) { /* end() changes the map */
+        size_t cursor = 0;
+        struct log_request *q;
+        while ((q = map_next(&r->requests, &cursor)) != NULL && q->query.function_id != function_id)
+            ;
+        if (q == NULL)
+            return;
+        end(q, "the function was deleted");
     }
 }

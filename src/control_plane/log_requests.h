@@ -12,3 +12,6 @@ void log_requests_begin(struct log_requests *r, struct http_exchange *x,
 void log_requests_chunk(struct log_requests *r, uint64_t request_id, uint64_t worker_id,
                         struct str data, bool end, const char *error);
 void log_requests_worker_closed(struct log_requests *r, uint64_t worker_id);
+/* Who follows hears a worker that came, or came back, from where it was. */
+void log_requests_worker_up(struct log_requests *r, uint64_t worker_id);
+void log_requests_function_deleted(struct log_requests *r, uint64_t function_id);

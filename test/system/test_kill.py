@@ -3,6 +3,7 @@ promises for each."""
 import http.client
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -90,6 +91,26 @@ def test_the_worker_adopts_its_sandboxes(busy):
     wait_until(lambda: busy.items("/v1/workers")[0]["state"] == "alive", 20, "the worker to be back")
     time.sleep(1)
     assert {s["id"] for s in busy.sandboxes("hello", "ready")} == before
+
+
+def test_logs_are_followed_over_the_death_of_the_worker(busy):
+    follower = subprocess.Popen([busy.command()[0], "logs", "hello", "-f", "--plain"], env={**os.environ, "DIRIGENT_API": busy.api_url},
+                                stdout=subprocess.PIPE, text=True)
+    try:
+        busy.call("hello", "/follow/before")
+        while "/follow/before" not in (line := follower.stdout.readline()):
+            assert line
+        old = busy.kill_program("worker")
+        busy.wait_restarted("worker", old)
+        wait_until(lambda: busy.items("/v1/workers")[0]["state"] == "alive", 20, "the worker to be back")
+        busy.call("hello", "/follow/after")
+        while "/follow/after" not in (line := follower.stdout.readline()):
+            assert line
+        busy.ok("delete", "hello")
+        assert follower.wait(20) == 0
+    finally:
+        follower.kill()
+        follower.wait()
 
 
 def test_the_control_plane_reads_its_sandboxes_from_the_worker(busy):
