@@ -1,7 +1,7 @@
 /* floor.c - the floor under a cold start: clone3 into new mount, pid, ipc, uts and cgroup namespaces, bind and pivot_root, /proc, exec of the program; no cgroup, no
- * network, no seccomp, no user namespace, no HTTP. Timed from clone3 to the first byte the program writes.
+ * network (with `net` a new network namespace, empty), no seccomp, no user namespace, no HTTP. Timed from clone3 to the first byte the program writes.
  *
- *   bench-floor PROGRAM PARALLEL SECONDS      needs root; PROGRAM writes a byte and exits when it has an argument
+ *   bench-floor PROGRAM PARALLEL SECONDS [net]      needs root; PROGRAM writes a byte and exits when it has an argument
  *
  * Prints one JSON object: p50_us, p99_us, rate (whole runs per second of all PARALLEL loops together). */
 #include "base/base.h"
@@ -41,7 +41,7 @@ static uint64_t now_ns(void)
 
 static _Noreturn void child(const char *root, int out)
 {
-    char *argv[] = {(char *)"/f", (char *)"1", NULL}, *environment[] = {NULL};
+    char *argv[] = {(char *)"/f", (char *)"1", NULL}, *environment[] = {(char *)"PORT=0", NULL};
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount(root, root, NULL, MS_BIND, NULL) < 0 || chdir(root) < 0 ||
         syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || mount("proc", "/proc", "proc", 0, NULL) < 0)
         _exit(1);
@@ -50,15 +50,24 @@ static _Noreturn void child(const char *root, int out)
     _exit(1);
 }
 
-static void run(const char *root, double seconds, struct result *r)
+/* At rest: so long a pause before each run, the same for all that are compared. */
+static void rest(void)
+{
+    const char *ms = getenv("BENCH_GAP_MS");
+    if (ms != NULL)
+        usleep((useconds_t)atoi(ms) * 1000);
+}
+
+static void run(const char *root, double seconds, uint64_t more_flags, struct result *r)
 {
     uint64_t end = now_ns() + (uint64_t)(seconds * 1e9);
     while (now_ns() < end && r->count < SAMPLES_MAX) {
+        rest();
         int ends[2], status = 0;
         char byte;
         if (pipe2(ends, O_CLOEXEC) < 0)
             _exit(2);
-        struct clone_args args = {.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP, .exit_signal = SIGCHLD};
+        struct clone_args args = {.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | more_flags, .exit_signal = SIGCHLD};
         uint64_t start = now_ns();
         pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
         if (pid == 0)
@@ -85,7 +94,7 @@ int main(int argc, char **argv)
     unsigned parallel = argc > 2 ? (unsigned)atoi(argv[2]) : 0;
     double seconds = argc > 3 ? atof(argv[3]) : 0;
     if (argc < 4 || parallel < 1 || parallel > PARALLEL_MAX) {
-        fprintf(stderr, "usage: bench-floor PROGRAM PARALLEL SECONDS\n");
+        fprintf(stderr, "usage: bench-floor PROGRAM PARALLEL SECONDS [net]\n");
         return 2;
     }
     char root[] = "/tmp/bench-floor-XXXXXX", command[600];
@@ -98,7 +107,7 @@ int main(int argc, char **argv)
     uint64_t start = now_ns();
     for (unsigned i = 0; i < parallel; i++)
         if (fork() == 0) {
-            run(root, seconds, &results[i]);
+            run(root, seconds, argc > 4 ? CLONE_NEWNET : 0, &results[i]);
             _exit(0);
         }
     while (wait(NULL) > 0)

@@ -4,7 +4,7 @@
  *
  *   bench-load ADDRESS:PORT PREFIX FUNCTION_COUNT CONNECTIONS SECONDS [REQUESTS_MAX]
  *
- * FUNCTION_COUNT 0: PREFIX is the whole name. Prints one JSON object: requests, errors, rate per second, and
+ * BENCH_GAP_MS in the environment: a pause before each request. FUNCTION_COUNT 0: PREFIX is the whole name. Prints one JSON object: requests, errors, rate per second, and
  * from request sent to first byte: p50_us, p99_us, max_us. Exits 1 when any request failed. */
 #include "base/base.h"
 #include <arpa/inet.h>
@@ -63,8 +63,17 @@ static void connection_open(struct load *l, struct connection *c)
         die("epoll_ctl");
 }
 
+/* At rest: so long a pause before each run, the same for all that are compared. */
+static void rest(void)
+{
+    const char *ms = getenv("BENCH_GAP_MS");
+    if (ms != NULL)
+        usleep((useconds_t)atoi(ms) * 1000);
+}
+
 static void request_send(struct load *l, struct connection *c)
 {
+    rest();
     char name[128], request[256];
     if (l->function_count > 0)
         snprintf(name, sizeof(name), "%s%05u", l->prefix, l->next_function++ % l->function_count);

@@ -39,6 +39,14 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
+/* At rest: so long a pause before each run, the same for all that are compared. */
+static void rest(void)
+{
+    const char *ms = getenv("BENCH_GAP_MS");
+    if (ms != NULL)
+        usleep((useconds_t)atoi(ms) * 1000);
+}
+
 static void run_start(struct run *r, char **command)
 {
     static unsigned serial;
@@ -60,6 +68,7 @@ static void run_start(struct run *r, char **command)
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
+    rest();
     r->start_ns = now_ns();
     r->answered = false;
     int failure = posix_spawnp(&r->pid, argv[0], &actions, NULL, argv, environ);

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -180,6 +181,7 @@ static _Noreturn void nursery_run(const struct launcher *l, int fd)
     helper_begin("dirigent-nurse");
     keep_only(keep, ARRAY_COUNT(keep));
     limits_set();
+    (void)malloc_trim(0); /* each page that we have is one more to copy for every blank */
     umask(022);
     socket_block(fd);
     filter_install(l, fd);

@@ -272,7 +272,7 @@ static int program_exec(void *argument)
     sigset_t none;
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
-    (void)setsid();
+    (void)setpgid(0, 0); /* a session of its own costs more, and the launcher's has no terminal */
     (void)dup2(b->null_fd, 0);
     (void)dup2(b->pipes[0][1], 1);
     (void)dup2(b->pipes[1][1], 2);
