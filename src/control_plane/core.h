@@ -18,7 +18,8 @@
  * `max` bounds starting + ready; a probe comes on top of it.
  *
  * Crash loops: failed starts back off 100 ms, doubled to 30 s, reset by a sandbox that stays ready for 10 s; waiting
- * requests get ORDER_FAIL_WAITING at once with the cause, when nothing of the function is starting or ready. Without
+ * requests get ORDER_FAIL_WAITING at once with the cause, when nothing of the function is starting or ready and the last
+ * failure was one before it listened: what crashed by a request may serve others. Without
  * room they get it too, unless a worker that is away may come back; they are served when room appears.
  *
  * After a start (a new leader): registrations come from the store, sandboxes from the workers' hellos. Before all

@@ -54,6 +54,7 @@ struct demand { /* of one function at one data plane */
 
 struct failure_text { /* kept until its function goes: orders of the step point into it */
     bool stands;
+    bool has_served; /* it failed when it was ready before: the next one may serve, too */
     enum gone_reason reason;
     char text[512];
     char output[EXIT_OUTPUT_BYTES_MAX];

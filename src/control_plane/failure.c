@@ -44,6 +44,7 @@ static struct failure_text *begin(struct failure_text **failure, enum gone_reaso
         *failure = mem_new(sizeof(**failure));
     (*failure)->stands = true;
     (*failure)->reason = reason;
+    (*failure)->has_served = false;
     (*failure)->output_bytes = 0;
     return *failure;
 }
@@ -71,6 +72,7 @@ void failure_tell(struct failure_text **failure, const struct function_spec *spe
         was == SANDBOX_STARTING ? "before it listened on port" : "while it served on port";
     char detail[300];
     (void)snprintf(detail, sizeof(detail), "%.*s", STR_ARG(r->detail));
+    f->has_served = was != SANDBOX_STARTING;
     f->output_bytes = MIN(r->last_output.bytes, sizeof(f->output));
     if (f->output_bytes > 0) /* its end says most */
         memcpy(f->output, r->last_output.data + r->last_output.bytes - f->output_bytes,

@@ -155,7 +155,7 @@ static bool is_hopeless(struct control *c, struct core_function *f, struct core_
 {
     if (c->now_ms < f->retry_at_ms) {
         bool is_room = failure_stands(f->failure) && f->failure->reason == GONE_NO_ROOM;
-        return failure_stands(f->failure) && (!is_room || f->backoff_ms >= PATIENCE_MS);
+        return failure_stands(f->failure) && !f->failure->has_served && (!is_room || f->backoff_ms >= PATIENCE_MS);
     }
     if (!f->starving || room_may_come(c))
         return false;
