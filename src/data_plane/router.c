@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #define REPORT_PERIOD_NS (HEARTBEAT_PERIOD_MS * NS_PER_MS)
+#define REPORT_PAUSE_NS (10 * NS_PER_MS) /* at least, between two messages */
 #define READMIT_NS NS_PER_S
 #define ENDPOINTS_LOOKED_AT_MAX 4096u
 
@@ -20,6 +21,7 @@ struct route_state {
     struct route *route;
     struct list active_node, garbage_node, due_node;
     double average;     /* in flight, over the last period */
+    uint64_t report_ns; /* while active: when its period ends */
     bool in_snapshot;
     uint32_t removed_left; /* endpoints removed, whose memory is still there */
 };
@@ -319,8 +321,10 @@ static void on_flush(struct loop_deferred *d)
 static void make_active(struct route *r)
 {
     struct route_state *s = state_of(r);
-    if (!list_is_linked(&s->active_node))
-        list_push_back(&s->control->active, &s->active_node);
+    if (list_is_linked(&s->active_node))
+        return;
+    s->report_ns = time_now(s->control) + REPORT_PERIOD_NS;
+    list_push_back(&s->control->active, &s->active_node);
 }
 
 static void on_active_post(struct loop_post *post)
@@ -348,13 +352,20 @@ static bool came_to_rest(struct route *r, uint64_t total_before)
     return false;
 }
 
+/* Each active function has a period of its own, from its first request on: reported all at once, a thousand idle ones would
+ * be stopped all at once. The list is in the order of the periods' ends. */
 static void on_report(struct loop_timer *timer)
 {
     struct router *c = container_of(timer, struct router, report);
     struct loads loads = {0};
-    uint64_t now = time_now(c);
-    list_for_each(s, &c->active, struct route_state, active_node)
-    {
+    uint64_t now = time_now(c), next = now + REPORT_PERIOD_NS;
+    while (!list_is_empty(&c->active)) {
+        struct route_state *s = list_entry(c->active.next, struct route_state, active_node);
+        if (s->report_ns > now) {
+            next = MAX(s->report_ns, now + REPORT_PAUSE_NS);
+            break;
+        }
+        list_remove(&s->active_node);
         struct dispatch_demand demand;
         s->average = dispatch_average(s->route->dispatch, now);
         dispatch_demand(s->route->dispatch, &demand);
@@ -362,13 +373,15 @@ static void on_report(struct loop_timer *timer)
             list_push_back(&c->due, &s->due_node);
         loads_add(c, s->route, &loads);
         if (demand.in_flight == 0 && demand.waiting == 0 && s->average <= 0 && came_to_rest(s->route, demand.requests_total))
-            list_remove(&s->active_node);
+            continue;
+        s->report_ns = now + REPORT_PERIOD_NS;
+        list_push_back(&c->active, &s->active_node);
     }
     if (c->link != NULL && c->welcome && (!list_is_empty(&c->due) || loads.count > 0))
         send_reports(c, &loads);
     free(loads.items);
     garbage_collect(c);
-    loop_timer_start(c->loop, timer, now + REPORT_PERIOD_NS);
+    loop_timer_start(c->loop, timer, next);
 }
 
 /* ---- sandboxes ---- */
