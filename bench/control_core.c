@@ -11,7 +11,7 @@
 
 static struct control *core;
 static struct control_orders orders;
-static uint64_t now_ms;
+static uint64_t now_ms, lives;
 
 static void step(const struct control_event *e)
 {
@@ -24,6 +24,7 @@ static void set_up(uint32_t workers, enum placement_policy policy)
     struct control_options options = {.seed = 1, .epoch = 1, .peer_dead_after_ms = 2000, .reconnect_grace_ms = 5000, .reconstruction_ms = 1};
     core = control_new(&options);
     now_ms = 1000;
+    lives = 0;
     for (uint32_t i = 1; i <= workers; i++) {
         struct control_event e = {.kind = EVENT_WORKER_UP};
         e.worker.worker_id = i;
@@ -40,7 +41,8 @@ static void set_up(uint32_t workers, enum placement_policy policy)
     function_spec_init(&spec);
     spec.placement = policy;
     spec.cpu_milli = 100;
-    spec.scaling.stable_window_ms = 1000;
+    spec.scaling.stable_window_ms = spec.scaling.panic_window_ms = 100;
+    spec.scaling.period_ms = 50;
     for (uint32_t i = 1; i <= FUNCTIONS; i++) {
         struct control_event e = {.kind = EVENT_FUNCTION_PUT};
         snprintf(spec.name, sizeof(spec.name), "f%u", i);
@@ -63,9 +65,60 @@ static void demand(uint32_t function, uint32_t in_flight, uint32_t waiting)
     step(&e);
 }
 
-/* Demand, order, ready, served, gone. Returns the nanoseconds from demand to order. */
+static struct { /* what the orders of a step are answered with, once they are all read */
+    struct control_event *events;
+    size_t count, capacity;
+} answers;
+
+static void answer(struct control_event e)
+{
+    if (answers.count == answers.capacity) {
+        answers.capacity = MAX(answers.capacity * 2, (size_t)64);
+        answers.events = mem_resize(answers.events, answers.capacity, sizeof(*answers.events));
+    }
+    answers.events[answers.count++] = e;
+}
+
+/* A data plane says drained, a worker stops. */
+static void orders_answer(void)
+{
+    for (size_t i = 0; i < orders.count; i++) {
+        const struct control_order *o = &orders.items[i];
+        struct control_event e = {.kind = EVENT_DRAINED};
+        if (o->kind == ORDER_DRAIN) {
+            e.endpoint.data_plane_id = 1;
+            e.endpoint.sandbox_id = o->sandbox_id;
+            answer(e);
+        } else if (o->kind == ORDER_STOP) {
+            e.kind = EVENT_SANDBOX;
+            e.sandbox.worker_id = o->target_id;
+            e.sandbox.report = (struct sandbox_report){
+                .sandbox_id = o->sandbox_id, .function_id = o->function_id, .version = 1, .state = SANDBOX_GONE, .reason = GONE_STOPPED};
+            answer(e);
+        }
+    }
+}
+
+/* Time goes on: windows end, sandboxes that are not wanted any more drain, stop and go. */
+static void time_pass(void)
+{
+    struct control_event tick = {.kind = EVENT_TICK};
+    while (control_next_due_ms(core) <= now_ms) {
+        step(&tick);
+        answers.count = 0;
+        orders_answer();
+        for (size_t i = 0; i < answers.count; i++) {
+            step(&answers.events[i]);
+            orders_answer();
+        }
+    }
+}
+
+/* One begins every 40 microseconds of the core's clock: demand, order, ready, served; and whose windows are over by now ends.
+ * Returns the nanoseconds from demand to order. */
 static uint64_t life(uint32_t function)
 {
+    now_ms = 1000 + ++lives / 25;
     uint64_t begin = clock_mono_ns(), took;
     demand(function, 0, 1);
     took = clock_mono_ns() - begin;
@@ -83,9 +136,7 @@ static uint64_t life(uint32_t function)
     strcpy(e.sandbox.report.address.direct, "10.0.0.1:8080");
     step(&e);
     demand(function, 0, 0);
-    e.sandbox.report.state = SANDBOX_GONE;
-    e.sandbox.report.reason = GONE_STOPPED;
-    step(&e);
+    time_pass();
     return took;
 }
 
@@ -173,5 +224,6 @@ int main(void)
     linear_peer(50);
     linear_peer(5000);
     control_orders_done(&orders);
+    free(answers.events);
     return 0;
 }
