@@ -325,10 +325,15 @@ def run_text(*command):
         return ""
 
 
+def sanitizer_reports(text):
+    """Lines of a log by which a program built with sanitizers says that it has a defect."""
+    return [line for line in text.splitlines() if "Sanitizer: " in line or ": runtime error: " in line]
+
+
 def leftovers(cluster):
-    """What is there of a cluster that has ended. Its instance is in the names of all that it makes on the host, so that
-    others may run beside it."""
-    mine = []
+    """What is there of a cluster that has ended, and what its sanitizers found. Its instance is in the names of all that it
+    makes on the host, so that others may run beside it."""
+    mine = sanitizer_reports(cluster.log())
     for pid in (p for p in map(int, filter(str.isdigit, os.listdir("/proc")))):
         if any(str(cluster.directory) in word for word in command_line(pid)):
             mine.append(f"process {pid}: {' '.join(command_line(pid))}")
