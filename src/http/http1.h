@@ -72,7 +72,8 @@ struct http_response {
     size_t head_bytes;
 };
 /* ERR_MORE: the head is not complete (call again with more bytes behind the same ones; *scanned, 0 before the first
- * call for a head, keeps how far they are known, so that a head in many pieces is not read again each time).
+ * call for a head, keeps how far they are known, so that a head in many pieces is not read again each time; what is wrong with it is
+ * told when its end has come, at the latest).
  * ERR_TOO_LARGE: head above HTTP_HEAD_BYTES_MAX or too many headers (431). ERR_VERSION: other than 1.0/1.1 (505).
  * ERR_UNSUPPORTED: unknown transfer coding (501). ERR_PROTOCOL: anything else wrong (400); the sentence is in e. It
  * may quote bytes of the message: escape it where that matters. */
