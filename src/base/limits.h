@@ -16,7 +16,7 @@
 #define CODE_UNPACKED_BYTES_MAX (2 * GIB)    /* as unpacked */
 #define CODE_ENTRIES_MAX 200000u
 #define CODE_RATIO_MAX 1032u                 /* deflate cannot do more */
-#define CODE_PATH_BYTES_MAX 4096u
+#define CODE_PATH_BYTES_MAX 4095u /* PATH_MAX without its NUL */
 #define CODE_NAME_BYTES_MAX 255u
 
 /* HTTP (RFC 9110/9112) */

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/landlock.h>
 #include <linux/openat2.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,9 +32,48 @@ struct walk {
     struct error *e;
 };
 
+/* RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF. */
+static bool utf8_is_sound(const char *text)
+{
+    const unsigned char *at = (const unsigned char *)text;
+    while (*at != 0) {
+        unsigned more = *at < 0x80 ? 0 : *at >= 0xc2 && *at < 0xe0 ? 1 : *at >= 0xe0 && *at < 0xf0 ? 2 : *at >= 0xf0 && *at < 0xf5 ? 3 : 4;
+        if (more == 4 || (*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] > 0x9f) || (*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] > 0x8f))
+            return false;
+        for (at++; more > 0; more--, at++)
+            if ((*at & 0xc0) != 0x80)
+                return false;
+    }
+    return true;
+}
+
+/* A name as a sentence can carry it, into JSON and onto terminals: what is no printable ASCII becomes '?', unless all of it is sound UTF-8 (and short). */
+static void name_show(const char *name, char *ret_text, size_t bytes)
+{
+    size_t length = strnlen(name, bytes - 1);
+    bool sound = name[length] == '\0' && utf8_is_sound(name);
+    for (size_t i = 0; i < length; i++) {
+        unsigned char c = (unsigned char)name[i];
+        ret_text[i] = c < 0x20 || c == 0x7f || (c > 0x7f && !sound) ? '?' : (char)c;
+    }
+    ret_text[length] = '\0';
+}
+
 static enum err refuse(struct walk *w, const char *path, const char *why)
 {
-    return error_field(w->e, ERR_INVALID, "code", "archive entry '%.200s': %s", path, why);
+    char shown[201];
+    name_show(path, shown, sizeof(shown));
+    return error_field(w->e, ERR_INVALID, "code", "archive entry '%s': %s", shown, why);
+}
+
+/* The same for what the disk or the kernel refuses. */
+static enum err failed(struct walk *w, const char *path, const char *doing)
+{
+    int kept = errno;
+    char shown[201];
+    name_show(path, shown, sizeof(shown));
+    errno = kept;
+    return error_errno(w->e, "%s '%s'", doing, shown);
 }
 
 /* ---- paths ---- */
@@ -44,11 +84,11 @@ static enum err path_clean(struct walk *w, const char *path, char *ret_path)
     size_t out = 0;
     unsigned depth = 0;
     if (path == NULL || path[0] == '\0')
-        return refuse(w, "", "has no name");
+        return refuse(w, "", "has no name, or one that is not the UTF-8 that the archive says it is");
     if (path[0] == '/')
         return refuse(w, path, "has an absolute path");
     if (strlen(path) > CODE_PATH_BYTES_MAX)
-        return refuse(w, path, "has a path longer than 4096 bytes");
+        return refuse(w, path, "has a path longer than 4095 bytes");
     for (const char *at = path; *at != '\0';) {
         size_t bytes = strcspn(at, "/");
         if (bytes == 2 && at[0] == '.' && at[1] == '.')
@@ -69,7 +109,8 @@ static enum err path_clean(struct walk *w, const char *path, char *ret_path)
     return ERR_OK;
 }
 
-/* Where a symbolic link at `path` leads, by its text alone: it must stay in the tree. */
+/* Where a symbolic link at `path` leads, by its text alone: it must stay in the tree. The directories above it are no links (parents_make()), so
+ * leading '..' lead where the text says. Behind a name that is a link itself they would not: refused. */
 static enum err link_check(struct walk *w, const char *path, const char *target)
 {
     if (target == NULL || target[0] == '\0')
@@ -79,15 +120,18 @@ static enum err link_check(struct walk *w, const char *path, const char *target)
     if (strlen(target) > CODE_PATH_BYTES_MAX)
         return refuse(w, path, "is a symbolic link with too long a target");
     int depth = 0;
+    bool named = false;
     for (const char *at = path; (at = strchr(at, '/')) != NULL; at++)
         depth++;
     for (const char *at = target; *at != '\0';) {
         size_t bytes = strcspn(at, "/");
         if (bytes == 2 && at[0] == '.' && at[1] == '.') {
+            if (named)
+                return refuse(w, path, "is a symbolic link with '..' behind a name; only at its beginning is it clear where that leads");
             if (--depth < 0)
                 return refuse(w, path, "is a symbolic link that leads out of the archive");
         } else if (bytes > 0 && !(bytes == 1 && at[0] == '.')) {
-            depth++;
+            named = true;
         }
         at += bytes + (at[bytes] == '/');
     }
@@ -104,6 +148,14 @@ static void seen_put(struct walk *w, const char *path, enum seen what)
     strmap_put(&w->seen, str_of(path), (void *)(uintptr_t)what);
 }
 
+/* Also of directories that no entry names: each costs memory here and an inode there. */
+static enum err entry_count(struct walk *w)
+{
+    if (++w->entries > CODE_ENTRIES_MAX)
+        return error_field(w->e, ERR_INVALID, "code", "the archive has more than %u files and directories", CODE_ENTRIES_MAX);
+    return ERR_OK;
+}
+
 /* All directories above `path` must be directories; those that the archive does not name are made. */
 static enum err parents_make(struct walk *w, const char *path)
 {
@@ -116,9 +168,12 @@ static enum err parents_make(struct walk *w, const char *path)
             continue;
         if (what != 0)
             return refuse(w, path, "lies below an entry that is no directory");
+        enum err err = entry_count(w);
+        if (err != ERR_OK)
+            return err;
         seen_put(w, parent, SEEN_DIRECTORY);
         if (w->into_fd >= 0 && mkdirat(w->into_fd, parent, 0755) < 0 && errno != EEXIST)
-            return error_errno(w->e, "make directory '%s'", parent);
+            return failed(w, parent, "make directory");
     }
     return ERR_OK;
 }
@@ -144,12 +199,30 @@ static enum err content_count(struct walk *w, const char *path, uint64_t bytes)
 static enum err archive_failed(struct walk *w, const char *doing)
 {
     const char *text = archive_error_string(w->archive);
+    char shown[201], why[201];
+    name_show(doing, shown, sizeof(shown));
+    name_show(text != NULL ? text : "no reason given", why, sizeof(why));
     if (archive_errno(w->archive) == ENOMEM)
-        return error_set(w->e, ERR_NO_MEMORY, "%s: out of memory", doing);
-    return error_field(w->e, ERR_INVALID, "code", "the archive is damaged or incomplete (%s: %s)", doing, text != NULL ? text : "no reason given");
+        return error_set(w->e, ERR_NO_MEMORY, "%s: out of memory", shown);
+    return error_field(w->e, ERR_INVALID, "code", "the archive is damaged or incomplete (%s: %s)", shown, why);
 }
 
-static enum err content_copy(struct walk *w, const char *path, int fd)
+static bool write_at(int fd, const char *data, size_t bytes, off_t offset)
+{
+    while (bytes > 0) {
+        ssize_t n = pwrite(fd, data, bytes, offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return false; /* a disk that fills up takes a part first, and says why at the next try */
+        data += n;
+        bytes -= (size_t)n;
+        offset += n;
+    }
+    return true;
+}
+
+static enum err content_copy(struct walk *w, const char *path, uint64_t size, int fd)
 {
     uint64_t end = 0;
     for (;;) {
@@ -167,16 +240,22 @@ static enum err content_copy(struct walk *w, const char *path, int fd)
         if (err != ERR_OK)
             return err;
         end = (uint64_t)offset + bytes;
-        if (fd >= 0 && pwrite(fd, data, bytes, (off_t)offset) != (ssize_t)bytes)
-            return error_errno(w->e, "write '%s'", path);
+        if (fd >= 0 && !write_at(fd, data, bytes, (off_t)offset))
+            return failed(w, path, "write");
     }
-    /* A sparse file may end in a hole. */
+    /* A sparse file may end in a hole, which is in no block. */
+    if (size > end) {
+        enum err err = content_count(w, path, size - end);
+        if (err != ERR_OK)
+            return err;
+        end = size;
+    }
     if (fd >= 0 && ftruncate(fd, (off_t)end) < 0)
-        return error_errno(w->e, "write '%s'", path);
+        return failed(w, path, "write");
     return ERR_OK;
 }
 
-static enum err file_take(struct walk *w, const char *path, mode_t mode)
+static enum err file_take(struct walk *w, const char *path, mode_t mode, uint64_t size)
 {
     if (seen_get(w, path) != 0)
         return refuse(w, path, "is there twice");
@@ -185,11 +264,11 @@ static enum err file_take(struct walk *w, const char *path, mode_t mode)
     if (w->into_fd >= 0) {
         fd = open_beneath(w->into_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, (mode & 0111) != 0 ? 0755 : 0644);
         if (fd < 0)
-            return error_errno(w->e, "write '%s'", path);
+            return failed(w, path, "write");
     }
-    enum err err = content_copy(w, path, fd);
+    enum err err = content_copy(w, path, size, fd);
     if (err == ERR_OK && fd >= 0 && fsync(fd) < 0)
-        err = error_errno(w->e, "write '%s' to the disk", path);
+        err = failed(w, path, "write to the disk");
     return err;
 }
 
@@ -205,7 +284,7 @@ static enum err hardlink_take(struct walk *w, const char *path, const char *targ
         return refuse(w, path, "is there twice");
     seen_put(w, path, SEEN_FILE);
     if (w->into_fd >= 0 && linkat(w->into_fd, clean, w->into_fd, path, 0) < 0)
-        return error_errno(w->e, "link '%s'", path);
+        return failed(w, path, "link");
     return ERR_OK;
 }
 
@@ -218,7 +297,7 @@ static enum err symlink_take(struct walk *w, const char *path, const char *targe
         return refuse(w, path, "is there twice");
     seen_put(w, path, SEEN_LINK); /* nothing may lie below it */
     if (w->into_fd >= 0 && symlinkat(target, w->into_fd, path) < 0)
-        return error_errno(w->e, "make link '%s'", path);
+        return failed(w, path, "make link");
     return ERR_OK;
 }
 
@@ -231,18 +310,20 @@ static enum err directory_take(struct walk *w, const char *path)
         return refuse(w, path, "is there twice");
     seen_put(w, path, SEEN_DIRECTORY);
     if (w->into_fd >= 0 && mkdirat(w->into_fd, path, 0755) < 0)
-        return error_errno(w->e, "make directory '%s'", path);
+        return failed(w, path, "make directory");
     return ERR_OK;
 }
 
 static enum err entry_take(struct walk *w, struct archive_entry *entry)
 {
     char path[CODE_PATH_BYTES_MAX + 1];
+    const char *hardlink = archive_entry_hardlink(entry);
     enum err err = path_clean(w, archive_entry_pathname(entry), path);
     if (err != ERR_OK)
         return err;
-    if (++w->entries > CODE_ENTRIES_MAX)
-        return error_field(w->e, ERR_INVALID, "code", "the archive has more than %u entries", CODE_ENTRIES_MAX);
+    err = entry_count(w);
+    if (err != ERR_OK)
+        return err;
     if (archive_entry_is_encrypted(entry))
         return refuse(w, path, "is encrypted");
     mode_t mode = archive_entry_mode(entry);
@@ -251,10 +332,10 @@ static enum err entry_take(struct walk *w, struct archive_entry *entry)
     err = parents_make(w, path);
     if (err != ERR_OK)
         return err;
-    if (archive_entry_hardlink(entry) != NULL)
-        return hardlink_take(w, path, archive_entry_hardlink(entry));
+    if (hardlink != NULL)
+        return hardlink_take(w, path, hardlink);
     if (S_ISREG(mode))
-        return file_take(w, path, mode);
+        return file_take(w, path, mode, archive_entry_size_is_set(entry) ? (uint64_t)MAX(archive_entry_size(entry), (la_int64_t)0) : 0);
     if (S_ISDIR(mode))
         return directory_take(w, path);
     if (S_ISLNK(mode))
@@ -301,6 +382,15 @@ static enum err walk_open(struct walk *w)
     return ERR_OK;
 }
 
+/* A tar ends in blocks of zeros. One that was cut between two entries would look whole otherwise. */
+static enum err end_check(struct walk *w)
+{
+    bool is_tar = (archive_format(w->archive) & ARCHIVE_FORMAT_BASE_MASK) == ARCHIVE_FORMAT_TAR;
+    if (is_tar && archive_filter_bytes(w->archive, 0) == archive_read_header_position(w->archive))
+        return error_field(w->e, ERR_INVALID, "code", "the archive is incomplete: a tar must end in a block of zeros");
+    return ERR_OK;
+}
+
 static enum err walk_run(struct walk *w)
 {
     for (;;) {
@@ -308,10 +398,11 @@ static enum err walk_run(struct walk *w)
         int result = archive_read_next_header(w->archive, &entry);
         if (result == ARCHIVE_EOF)
             break;
-        if (result < ARCHIVE_WARN && w->entries == 0)
+        bool sound = result == ARCHIVE_OK || result == ARCHIVE_WARN;
+        if (!sound && w->entries == 0)
             return error_field(w->e, ERR_INVALID, "code", "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip%s",
                                begins_like_text(w->archive_fd) ? "; it looks like text" : "");
-        if (result < ARCHIVE_WARN)
+        if (!sound)
             return archive_failed(w, "read the next entry");
         enum err err = entry_take(w, entry);
         if (err != ERR_OK)
@@ -319,12 +410,14 @@ static enum err walk_run(struct walk *w)
     }
     if (w->seen.count == 0)
         return error_field(w->e, ERR_INVALID, "code", "the archive has no files");
-    return ERR_OK;
+    return end_check(w);
 }
 
 static enum err walk(int fd, int into_fd, struct unpack_counts *ret_counts, struct error *e)
 {
     struct walk w = {.archive_fd = fd, .into_fd = into_fd, .e = e};
+    /* libarchive turns names that are marked as UTF-8 into the locale's: in "C", ours, they would be lost. */
+    locale_t utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0), before = uselocale(utf8);
     enum err err = walk_open(&w);
     if (err == ERR_OK)
         err = walk_run(&w);
@@ -335,6 +428,9 @@ static enum err walk(int fd, int into_fd, struct unpack_counts *ret_counts, stru
     if (w.archive != NULL)
         (void)archive_read_free(w.archive);
     strmap_done(&w.seen);
+    (void)uselocale(before);
+    if (utf8 != (locale_t)0)
+        freelocale(utf8);
     return err;
 }
 

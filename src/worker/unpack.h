@@ -1,7 +1,8 @@
 /* unpack.h - archives of code: tar (plain, gzip, xz, bzip2, zstd) and zip, read with libarchive and checked before anything
- * is written. Refused: what is no archive, empty, truncated or too large (compressed, unpacked, in ratio, in entries); absolute paths, `..`, NUL, long
- * names; the same path twice; symbolic links that lead out of the tree; hard links to anything but a regular file of the tree; devices, fifos, sockets. Set-id
- * bits, owners, times and extended attributes are dropped; files are readable by all and keep only their execute bit.
+ * is written. Refused: what is no archive, empty, truncated or too large (compressed, unpacked, in ratio, in files and directories, also those that no entry names); a tar
+ * without its end; absolute paths, `..`, names and paths longer than the kernel takes; the same path twice; symbolic links that lead out of the tree, also through
+ * other links (so `..` is taken only at the beginning of a link's target); hard links to anything but a regular file of the tree; devices, fifos, sockets. A NUL ends a name. Names keep their
+ * bytes whatever the locale. Set-id bits, owners, times and extended attributes are dropped; files are readable by all and keep only their execute bit.
  *
  * Both functions block and parse bytes from outside: they are meant for a child process of their own, restricted with
  * unpack_restrict() first. Errors name the entry. */
