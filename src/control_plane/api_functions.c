@@ -200,12 +200,8 @@ static void on_change_body(struct http_exchange *x, void *user, enum err err, ch
 {
     struct call *call = user;
     struct error e = {0};
-    if (err == ERR_TOO_LARGE) { /* answered already */
-        call_free(call);
-        return;
-    }
     if (err != ERR_OK)
-        return; /* the client broke off: on_gone comes */
+        return; /* on_gone comes */
     err = json_text_parse((struct str){data, bytes}, &call->json, &e);
     if (err == ERR_OK && !json_is_object(call->json))
         err = error_set(&e, ERR_INVALID, "the body must be a JSON object");
@@ -277,14 +273,8 @@ static void on_code_piece(struct http_exchange *x, void *user, enum err err, con
 {
     struct call *call = user;
     struct error e = {0};
-    if (err == ERR_TOO_LARGE) { /* answered already */
-        upload_cancel(call->upload);
-        call->upload = NULL;
-        call_free(call);
-        return;
-    }
     if (err != ERR_OK)
-        return; /* the client broke off: on_gone comes */
+        return; /* on_gone comes */
     if (bytes == 0) {
         upload_finish(call->upload, on_upload_done, call);
         return;

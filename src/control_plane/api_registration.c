@@ -270,12 +270,8 @@ static void on_form(struct http_exchange *x, void *user, enum err err, char *dat
 {
     struct call *call = user;
     struct error e = {0};
-    if (err == ERR_TOO_LARGE) { /* answered already */
-        call_free(call);
-        return;
-    }
     if (err != ERR_OK)
-        return; /* the client broke off: on_gone comes */
+        return; /* on_gone comes */
     err = begin_registration(call, (struct str){data, bytes}, &e);
     if (err == ERR_OK)
         return;

@@ -97,6 +97,8 @@ void log_requests_begin(struct log_requests *r, struct http_exchange *x,
     map_put(&r->requests, q->query.request_id, q);
     http_exchange_set_user(x, q, on_gone);
     http_exchange_begin(x, 200, "text/plain; charset=utf-8", "Cache-Control: no-store\r\n", NULL);
+    if (query->follow)
+        http_exchange_endless(x);
 
     size_t cursor = 0;
     struct peer_view view;

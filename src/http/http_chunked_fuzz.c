@@ -1,5 +1,5 @@
-/* http_chunked_fuzz.c - chunked bodies: whole and in pieces give the same content, trailers and verdict; no more comes
- * out than went in. */
+/* http_chunked_fuzz.c - chunked bodies: whole and in pieces give the same content, trailers and
+ * verdict; no more comes out than went in. */
 #include "http/http1.h"
 #include <stdlib.h>
 
@@ -18,7 +18,8 @@ struct decoded {
     size_t used;
 };
 
-/* Decodes data[0..bytes); each piece ends where the bytes say, or not at all when `cut` is false. */
+/* Decodes data[0..bytes); each piece ends where the bytes say, or not at all when `cut` is false.
+ */
 static void decode(const char *data, size_t bytes, bool cut, struct decoded *d)
 {
     struct http_chunked c;

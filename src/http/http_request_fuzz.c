@@ -1,5 +1,5 @@
-/* http_request_fuzz.c - whatever comes as a request's head: what is taken lies in it, says what its lines say, and does
- * not depend on the cuts between its pieces. */
+/* http_request_fuzz.c - whatever comes as a request's head: what is taken lies in it, says what its
+ * lines say, and does not depend on the cuts between its pieces. */
 #include "http/http1_same.h"
 #include <stdlib.h>
 
@@ -31,7 +31,8 @@ static void check_framing(const struct http_request *r)
     struct str coding = value_of(r, HTTP_FIELD_TRANSFER_ENCODING, &codings);
     (void)value_of(r, HTTP_FIELD_HOST, &hosts);
     must(lengths + codings <= 1 && hosts <= 1 && (hosts == 1 || r->minor_version == 0));
-    must((codings == 1) == (r->body == HTTP_BODY_CHUNKED) && (lengths == 1) == (r->body == HTTP_BODY_LENGTH));
+    must((codings == 1) == (r->body == HTTP_BODY_CHUNKED) &&
+         (lengths == 1) == (r->body == HTTP_BODY_LENGTH));
     must(codings == 0 || (r->minor_version == 1 && str_equal_nocase(coding, STR("chunked"))));
     uint64_t number = 0;
     must(lengths == 0 || str_to_u64(length, INT64_MAX, &number) == ERR_OK);
@@ -61,12 +62,14 @@ static void check_request(const struct http_request *r, struct str in)
     must(r->method_text.bytes > 0 && r->target.bytes > 0 && r->minor_version <= 1);
     must(r->method == HTTP_CONNECT ? r->path.data == NULL : r->path.bytes > 0);
     must(r->path.data == NULL || r->path.data[0] == '/' || str_equal(r->path, STR("*")));
-    must(r->host.data == NULL ? r->minor_version == 0 : r->host_name.bytes > 0 && r->host_name.bytes <= r->host.bytes);
+    must(r->host.data == NULL ? r->minor_version == 0
+                              : r->host_name.bytes > 0 && r->host_name.bytes <= r->host.bytes);
     must(!r->expect_continue || r->body != HTTP_BODY_NONE);
 }
 
 /* The same head in pieces: how long they are is taken from the head itself. */
-static enum err parse_in_pieces(const char *data, size_t bytes, struct http_request *r, struct error *e)
+static enum err parse_in_pieces(const char *data, size_t bytes, struct http_request *r,
+                                struct error *e)
 {
     size_t scanned = 0, here = 0;
     enum err err = ERR_MORE;
@@ -90,7 +93,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     else if (err != ERR_MORE)
         must(e.text[0] != '\0' && http_parse_error_status(err, &e) >= 400);
 
-    /* With an end behind it nothing is left open: a refused head stays refused with the same error, however it comes. */
+    /* With an end behind it nothing is left open: a refused head stays refused with the same error,
+     * however it comes. */
     char *closed = malloc(bytes + 4);
     must(closed != NULL);
     if (bytes > 0)

@@ -1,4 +1,5 @@
-/* http_response_fuzz.c - whatever comes as an answer's head. The first byte chooses the request's method. */
+/* http_response_fuzz.c - whatever comes as an answer's head. The first byte chooses the request's
+ * method. */
 #include "http/http1_same.h"
 #include <stdlib.h>
 
@@ -28,7 +29,8 @@ static void check_response(const struct http_response *r, enum http_method metho
     must(framing <= 1);
 }
 
-static enum err parse_in_pieces(const char *data, size_t bytes, enum http_method method, struct http_response *r)
+static enum err parse_in_pieces(const char *data, size_t bytes, enum http_method method,
+                                struct http_response *r)
 {
     size_t scanned = 0, here = 0;
     struct error e = {0};
@@ -62,7 +64,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     memcpy(closed + in.bytes, "\r\n\r\n", 4);
     struct str in_closed = {closed, in.bytes + 4};
     scanned = 0;
-    enum err err_closed = http_response_parse(closed, in_closed.bytes, &scanned, method, &whole, &e);
+    enum err err_closed =
+        http_response_parse(closed, in_closed.bytes, &scanned, method, &whole, &e);
     must(err == ERR_MORE || err_closed == err);
     must(parse_in_pieces(closed, in_closed.bytes, method, &again) == err_closed);
     must(err_closed != ERR_OK || responses_are_same(&whole, in_closed, &again, in_closed));
