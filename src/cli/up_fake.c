@@ -108,7 +108,7 @@ static int act(int argc, char **argv)
             return 1;
         }
     loop_run(a.loop);
-    return 0;
+    _exit(0); /* a stand-in ends as it stands: nothing of it is freed */
 }
 
 int main(int argc, char **argv)

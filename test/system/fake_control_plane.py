@@ -101,6 +101,7 @@ class FakeControlPlane:
         self.routes, self.endpoints = {}, {}
         self.demands = {}         # function id -> newest {in_flight, waiting, total, average}
         self.demand_history = []  # (function id, waiting, in_flight)
+        self.sync = self.synced = 0
         self.drained, self.failures, self.hellos, self.goodbyes, self.loads = [], [], [], 0, {}
         self.changed = threading.Condition()
         self.connection = None
@@ -180,6 +181,7 @@ class FakeControlPlane:
                 f = parse(data)
                 self.loads[f[1][0]] = f.get(2, [0])[0]
             self.goodbyes += len(m.get(11, []))
+            self.synced = max([self.synced, *m.get(12, [])])
             self.changed.notify_all()
 
     def send(self, fields):
@@ -200,7 +202,11 @@ class FakeControlPlane:
         with self.changed:
             self.routes[number] = [(1, number), (2, name), (3, concurrency), (4, policy), (5, timeout_ms), (6, queue),
                                    (7, body), (8, 100)]
-            self.send([(11, self.routes[number])])
+            connected = self.connection is not None
+            self.sync += 1
+            self.send([(11, self.routes[number]), (18, self.sync)])
+        if connected:  # no call before all of its threads know the function
+            self.wait(lambda: self.connection is None or self.synced >= self.sync, "the data plane's word that the function is in force")
 
     def remove_function(self, number):
         with self.changed:
