@@ -127,6 +127,9 @@ static void tick(struct control *c)
         case DUE_WORKER:
             worker_end(c, container_of(d, struct core_worker, due));
             break;
+        case DUE_PLANE:
+            plane_end(c, container_of(d, struct data_plane, due));
+            break;
         }
     }
 }

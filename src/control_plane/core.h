@@ -13,7 +13,8 @@
  * ORDER_VERSION_FAILED, and `active` stays. A function without an active version starts `latest` on demand.
  *
  * Life of a sandbox here: starting -> ready -> draining -> stopping -> gone. Draining: routes withdrawn,
- * waiting for every data plane to say drained (or die), then stopped; never stopped under a request unless the drain
+ * waiting for every data plane to say drained (or to be away for the reconnect grace), then stopped; never stopped
+ * under a request unless the drain
  * deadline (function timeout + 5 s) passes. A draining sandbox never serves again: new demand starts another.
  * `max` bounds starting + ready; a probe comes on top of it.
  *
@@ -39,7 +40,8 @@ struct control_options {
     uint64_t epoch;                  /* of this leadership; sandbox ids carry it */
     uint32_t peer_dead_after_ms;     /* a worker whose connection closes after so long a silence is dead at once */
     uint32_t reconnect_grace_ms;     /* a worker whose connection closed: its sandboxes keep serving for so
-                                        long before they are given up (its daemon may just restart) */
+                                        long before they are given up (its daemon may just restart). A data
+                                        plane likewise: what drains waits so long for its word */
     uint32_t reconstruction_ms;      /* after start: nothing is stopped that may be wanted, and nothing is
                                         started that nobody waits for, before every peer known from the
                                         store has spoken, or so long has passed */

@@ -24,7 +24,7 @@
 
 #define PROVEN_AFTER_MS 10000u /* ready for so long: its end is no failed start */
 
-enum due_kind { DUE_FUNCTION, DUE_SANDBOX, DUE_WORKER };
+enum due_kind { DUE_FUNCTION, DUE_SANDBOX, DUE_WORKER, DUE_PLANE };
 struct due { /* a place in the heap of what must be looked at later */
     uint64_t at_ms;
     size_t heap_index; /* SIZE_MAX: not there */
@@ -123,6 +123,7 @@ struct core_sandbox {
 struct data_plane {
     uint64_t id, heard_ms;
     bool used, alive, awaited, snapshot_owed;
+    struct due due;  /* when its absence becomes its death */
     struct map loads; /* sandbox id -> (void *)(requests in flight), not 0 */
 };
 
@@ -134,6 +135,7 @@ struct control {
     struct placement *placement;
     struct data_plane data_planes[DATA_PLANES_MAX];
     uint64_t alive_mask; /* data planes that are alive */
+    uint64_t away_mask;  /* and those that are only just away: they may have requests in flight */
     uint32_t sandbox_counter;
     uint32_t awaited_workers, awaited_planes, suspected_workers;
     uint64_t started_ms, now_ms, steps;
@@ -163,6 +165,7 @@ struct due *due_take(struct control *c);                       /* NULL: nothing 
 /* functions.c */
 void function_put(struct control *c, const struct control_event *e);
 void function_delete(struct control *c, uint64_t function_id);
+struct core_function *function_deleted_before(struct control *c, uint64_t id, uint32_t version);
 void function_end_when_empty(struct control *c, struct core_function *f);
 void function_free(struct control *c, struct core_function *f);
 void function_activate(struct control *c, struct core_function *f); /* latest is proven */
@@ -193,6 +196,7 @@ struct data_plane *plane_find(struct control *c, uint64_t id);
 void plane_known(struct control *c, uint64_t id);
 void plane_up(struct control *c, const struct control_event *e);
 void plane_closed(struct control *c, uint64_t id);
+void plane_end(struct control *c, struct data_plane *p);
 void plane_demand(struct control *c, const struct control_event *e);
 void plane_loads(struct control *c, const struct control_event *e);
 void plane_drained(struct control *c, uint64_t data_plane_id, uint64_t sandbox_id);

@@ -432,9 +432,17 @@ TEST(a_worker_that_comes_back_keeps_what_it_has_and_loses_what_nobody_knows)
     CHECK(control_sandbox(w.core, a, &v) && v.state == SANDBOX_READY);
     CHECK(!control_sandbox(w.core, b, &v));
     CHECK(control_sandbox(w.core, 77, &v) && v.state != SANDBOX_GONE); /* adopted */
+    /* Its function was deleted while nobody looked: it may have a last request. */
+    CHECK(control_sandbox(w.core, 78, &v) && v.state == SANDBOX_DRAINING);
+    CHECK_EQ(find_order(&w, ORDER_ENDPOINT_GONE)->sandbox_id, b);
+    struct control_event drained = {.kind = EVENT_DRAINED};
+    drained.endpoint.data_plane_id = 9;
+    drained.endpoint.sandbox_id = 78;
+    step(&w, &drained);
     REQUIRE(find_order(&w, ORDER_STOP) != NULL);
     CHECK_EQ(find_order(&w, ORDER_STOP)->sandbox_id, 78);
-    CHECK_EQ(find_order(&w, ORDER_ENDPOINT_GONE)->sandbox_id, b);
+    report(&w, 1, 78, 6, 1, SANDBOX_GONE, GONE_STOPPED);
+    CHECK_EQ(count_orders(&w, ORDER_FUNCTION_GONE), 1);
     world_done(&w);
 }
 
@@ -472,9 +480,13 @@ TEST(a_deleted_function_takes_its_sandboxes_with_it)
     step(&w, &gone);
     CHECK_EQ(count_orders(&w, ORDER_UNROUTE), 1);
     CHECK_EQ(count_orders(&w, ORDER_DRAIN), 1);
-    struct control_event closed = {.kind = EVENT_DATA_PLANE_CLOSED}; /* a data plane that dies counts as drained */
+    struct control_event closed = {.kind = EVENT_DATA_PLANE_CLOSED};
     closed.data_plane.data_plane_id = 9;
     step(&w, &closed);
+    CHECK_EQ(count_orders(&w, ORDER_STOP), 0); /* it may come back, with a request in flight */
+    struct control_event tick = {.kind = EVENT_TICK};
+    w.now_ms = control_next_due_ms(w.core);
+    step(&w, &tick); /* one that stays away counts as drained */
     CHECK_EQ(count_orders(&w, ORDER_STOP), 1);
     report(&w, 1, id, 5, 1, SANDBOX_GONE, GONE_STOPPED);
     CHECK_EQ(count_orders(&w, ORDER_FUNCTION_GONE), 1);

@@ -99,6 +99,24 @@ static struct core_function *function_new(struct control *c, uint64_t id)
     return f;
 }
 
+/* Deleted under a leader that is no more, or while its worker was away: what is left of it may
+ * still serve the last requests. It drains, and then the function is gone again. What it was given
+ * on its worker is not known any more, and not reserved. */
+struct core_function *function_deleted_before(struct control *c, uint64_t id, uint32_t version)
+{
+    struct core_function *f = function_new(c, id);
+    struct function_spec spec;
+    function_spec_init(&spec);
+    spec.cpu_milli = 0;
+    spec.memory_bytes = 0;
+    version_spec_set(c, &f->latest, &spec);
+    function_spec_done(&spec);
+    f->latest.number = version;
+    f->latest_is_active = true;
+    f->deleted = true;
+    return f;
+}
+
 /* A newer version takes the place of the newest; what serves goes on serving while it is proven. */
 static void version_put(struct control *c, struct core_function *f, const struct control_event *e)
 {

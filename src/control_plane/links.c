@@ -323,6 +323,8 @@ static void order_start(struct peer *p, const struct control_order *order)
 
 static void order_stop(struct peer *p, const struct control_order *order)
 {
+    if (p->outbox.starts.count > 0)
+        send_now(p); /* in one message stops come before starts: this may be of one of them */
     Dirigent__StopSandbox *m =
         OUTBOX_ADD(&p->outbox, stops, Dirigent__StopSandbox, DIRIGENT__STOP_SANDBOX__INIT);
     m->id = order->sandbox_id;
@@ -423,6 +425,8 @@ static void order_endpoint(struct peer *p, const struct control_order *order)
     const struct known *worker = map_get(&l->known, view.worker_id);
     if (worker == NULL)
         return;
+    if (p->outbox.drain_sandboxes.count + p->outbox.remove_sandboxes.count > 0)
+        send_now(p); /* in one message endpoints come before these: this may be one that is back */
     bool direct = same_host(p, worker) && view.address->direct[0] != '\0';
     Dirigent__Endpoint *m =
         OUTBOX_ADD(&p->outbox, endpoints, Dirigent__Endpoint, DIRIGENT__ENDPOINT__INIT);

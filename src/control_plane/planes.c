@@ -18,7 +18,12 @@ static unsigned index_of(const struct control *c, const struct data_plane *p)
     return (unsigned)(p - c->data_planes);
 }
 
-/* A place never used, else of one that is away for good, else of one that is awaited. */
+static uint64_t bit_of(const struct control *c, const struct data_plane *p)
+{
+    return UINT64_C(1) << index_of(c, p);
+}
+
+/* A place never used, else of one that is away, else of one that is awaited. */
 static struct data_plane *place_choose(struct control *c)
 {
     struct data_plane *best = NULL;
@@ -50,8 +55,11 @@ static struct data_plane *plane_get(struct control *c, uint64_t id)
     if (p == NULL)
         return NULL; /* the shell refuses more than the limit */
     awaited_end(c, p);
+    if (p->used)
+        plane_end(c, p);
     map_done(&p->loads);
-    *p = (struct data_plane){.used = true, .id = id};
+    *p = (struct data_plane){
+        .used = true, .id = id, .due = {.heap_index = SIZE_MAX, .kind = DUE_PLANE}};
     return p;
 }
 
@@ -124,11 +132,30 @@ static void draining_tell(struct control *c, struct data_plane *p, const struct 
         struct core_sandbox *s = map_get(&c->sandboxes, e->data_plane.known_sandbox_ids[i]);
         if (s == NULL || s->state != SANDBOX_DRAINING)
             continue;
-        s->undrained |= UINT64_C(1) << index_of(c, p);
+        s->undrained |= bit_of(c, p);
         struct control_order *o = core_order(c, ORDER_DRAIN, p->id);
         o->function_id = s->function->id;
         o->sandbox_id = s->id;
     }
+}
+
+/* Sandboxes that drain wait for its word no more; those for which `known` says so, do again. */
+static void words_awaited(struct control *c, struct data_plane *p, const struct control_event *known)
+{
+    size_t cursor = 0;
+    for (struct core_sandbox *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
+        s->undrained &= ~bit_of(c, p);
+    if (known != NULL)
+        draining_tell(c, p, known);
+    cursor = 0;
+    for (struct core_sandbox *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
+        sandbox_stop_when_drained(c, s);
+}
+
+static void absence_end(struct control *c, struct data_plane *p)
+{
+    due_at(c, &p->due, UINT64_MAX);
+    c->away_mask &= ~bit_of(c, p);
 }
 
 void plane_up(struct control *c, const struct control_event *e)
@@ -139,12 +166,13 @@ void plane_up(struct control *c, const struct control_event *e)
         return;
     p->alive = true;
     p->heard_ms = c->now_ms;
-    c->alive_mask |= UINT64_C(1) << index_of(c, p);
+    c->alive_mask |= bit_of(c, p);
     if (core_awaits_workers(c) && e->data_plane.known_sandbox_count > 0)
         additions_tell(c, p);
     else
         snapshot_tell(c, p);
-    draining_tell(c, p, e);
+    absence_end(c, p);
+    words_awaited(c, p, e); /* what it does not know any more has no request of it */
     awaited_end(c, p);
 }
 
@@ -186,22 +214,29 @@ void planes_forget_sandbox(struct control *c, const struct core_sandbox *s)
         (void)map_remove(&c->data_planes[i].loads, s->id);
 }
 
+/* What it had in flight is lost with it. */
+void plane_end(struct control *c, struct data_plane *p)
+{
+    absence_end(c, p);
+    words_awaited(c, p, NULL);
+}
+
+/* A connection that broke takes no request away: for a while it may come back and say what it has.
+ */
 void plane_closed(struct control *c, uint64_t id)
 {
     struct data_plane *p = plane_find(c, id);
     if (p == NULL || !p->alive)
         return;
-    unsigned index = index_of(c, p);
     p->alive = p->snapshot_owed = false;
-    c->alive_mask &= ~(UINT64_C(1) << index);
-    demand_forget(c, index);
+    c->alive_mask &= ~bit_of(c, p);
+    demand_forget(c, index_of(c, p));
     loads_forget(c, p);
-    /* What it had in flight is lost with it: nobody waits for its word. */
-    size_t cursor = 0;
-    for (struct core_sandbox *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;) {
-        s->undrained &= ~(UINT64_C(1) << index);
-        sandbox_stop_when_drained(c, s);
-    }
+    c->away_mask |= bit_of(c, p);
+    if (c->now_ms - p->heard_ms >= c->options.peer_dead_after_ms)
+        plane_end(c, p); /* it was silent: no connection that only broke */
+    else
+        due_at(c, &p->due, c->now_ms + c->options.reconnect_grace_ms);
 }
 
 /* ---- what they say ---- */

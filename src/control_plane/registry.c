@@ -157,7 +157,7 @@ void registry_tell_core(struct registry *r)
         uint32_t active = record->active_version;
         if (record->has_active)
             tell_version(r, record, active, active, false);
-        tell_version(r, record, record->latest_version, active, record->has_active);
+        tell_version(r, record, record->latest_version, active, record->latest_version != active);
     }
 }
 
@@ -288,13 +288,16 @@ static enum err plan_active(struct change *c, const struct function *f, struct e
 {
     c->outcome = CHANGE_UNCHANGED;
     bool stale = f == NULL || f->record.id != c->function_id ||
-                 f->record.active_version >= c->version || registry_version(f, c->version) == NULL;
+                 (f->record.active_version >= c->version && !f->is_active_unsaved) ||
+                 registry_version(f, c->version) == NULL;
     if (stale) /* deleted or changed again in the meantime: what came later is right */
         return ERR_OK;
     c->outcome = CHANGE_UPDATED;
     function_record_copy(&f->record, &c->next);
+    if (c->version != f->record.latest_version)
+        return ERR_OK; /* a newer one came meanwhile: the record says so already */
     c->next.active_version = c->version;
-    if (c->next.has_active) /* c->version is the newest: the old one goes */
+    if (c->next.has_active) /* the old one goes */
         function_spec_done(&c->next.active);
     c->next.has_active = false;
     return ERR_OK;
@@ -336,6 +339,22 @@ static void finish(struct change *c, enum err err, const struct error *e)
     c->on_done(c, err, e);
 }
 
+/* While `next` was on its way to the disk, the core found the newest version before it good: that
+ * one serves beside `next`, not the one before. CHANGE_ACTIVE waits in the queue and stores it. */
+static void keep_proven(struct function *f, struct function_record *next)
+{
+    uint32_t proven = f->proven;
+    if (proven != f->record.latest_version || next->latest_version == proven ||
+        next->active_version >= proven)
+        return;
+    if (next->has_active)
+        function_spec_done(&next->active);
+    function_spec_copy(&f->record.latest, &next->active);
+    next->has_active = true;
+    next->active_version = proven;
+    f->is_active_unsaved = true;
+}
+
 /* What is stored becomes true. */
 static void apply(struct change *c)
 {
@@ -350,6 +369,8 @@ static void apply(struct change *c)
     if (f == NULL) {
         f = function_add(r, &c->next);
     } else {
+        f->is_active_unsaved = false;
+        keep_proven(f, &c->next);
         function_record_done(&f->record);
         f->record = c->next;
         c->next = (struct function_record){0}; /* taken */
@@ -420,6 +441,9 @@ static void run_queue(struct registry *r, const char *name)
 void registry_change(struct registry *r, struct change *c)
 {
     struct queue *q = strmap_get(&r->queues, str_of(c->name));
+    struct function *f = map_get(&r->by_id, c->function_id);
+    if (c->kind == CHANGE_ACTIVE && f != NULL)
+        f->proven = c->version;
     c->registry = r;
     c->next = (struct function_record){0};
     c->write = (struct store_write){0};

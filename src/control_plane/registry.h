@@ -23,6 +23,8 @@ struct function { /* owned by the registry */
     struct function_record record;
     struct last_exit last_exit;
     struct failure failure;
+    uint32_t proven;       /* the newest that the core said is active; 0: none since we started */
+    bool is_active_unsaved; /* the record has it, the store not yet */
 };
 void function_note_failure(struct function *f, const struct control_order *order);
 

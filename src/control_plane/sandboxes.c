@@ -146,9 +146,9 @@ void sandbox_drain(struct control *c, struct core_sandbox *s)
     if (s->state != SANDBOX_READY)
         return;
     sandbox_move(c, s, SANDBOX_DRAINING);
-    s->undrained = c->alive_mask;
+    s->undrained = c->alive_mask | c->away_mask;
     due_at(c, &s->due, c->now_ms + s->timeout_ms + DRAIN_SLACK_MS);
-    if (s->undrained != 0) {
+    if (c->alive_mask != 0) {
         struct control_order *o = core_order(c, ORDER_DRAIN, ALL_DATA_PLANES);
         o->function_id = s->function->id;
         o->sandbox_id = s->id;
@@ -280,7 +280,7 @@ static struct core_sandbox *adopt(struct control *c, struct core_worker *w,
                                   const struct sandbox_report *r)
 {
     struct core_function *f = map_get(&c->functions, r->function_id);
-    if (f == NULL || f->latest.number == 0 || r->version == 0) {
+    if (r->function_id == 0 || r->version == 0) {
         struct control_order *o = core_order(c, ORDER_STOP, w->id); /* nobody's */
         o->function_id = r->function_id;
         o->sandbox_id = r->sandbox_id;
@@ -288,6 +288,8 @@ static struct core_sandbox *adopt(struct control *c, struct core_worker *w,
         o->grace_ms = STOP_GRACE_MS_DEFAULT;
         return NULL;
     }
+    if (f == NULL)
+        f = function_deleted_before(c, r->function_id, r->version);
     struct core_sandbox *s = sandbox_new(c, f, w, r->sandbox_id, r->version);
     f->adopted = true;
     function_touch(c, f);

@@ -63,12 +63,18 @@ static void *grown(void *items, size_t count, size_t item_bytes)
     return (count & (count - 1)) == 0 ? mem_resize(items, MAX(count * 2, (size_t)4), item_bytes) : items;
 }
 
+static void blob_gets_clear(struct worker *w)
+{
+    for (size_t i = 0; i < w->out.n_blob_gets; i++)
+        dirigent__blob_get__free_unpacked(w->out.blob_gets[i], NULL);
+    w->out.n_blob_gets = 0;
+}
+
 static void out_clear(struct worker *w)
 {
     for (size_t i = 0; i < w->out.n_sandbox_changes; i++)
         dirigent__sandbox_status__free_unpacked(w->out.sandbox_changes[i], NULL);
-    for (size_t i = 0; i < w->out.n_blob_gets; i++)
-        dirigent__blob_get__free_unpacked(w->out.blob_gets[i], NULL);
+    blob_gets_clear(w);
     for (size_t i = 0; i < w->out.n_log_chunks; i++)
         dirigent__log_chunk__free_unpacked(w->out.log_chunks[i], NULL);
     free(w->out.sandbox_changes);
@@ -80,7 +86,11 @@ static void out_clear(struct worker *w)
 static void on_flush(struct loop_deferred *d)
 {
     struct worker *w = container_of(d, struct worker, flush);
-    if (w->link != NULL && w->welcome && (w->out.n_sandbox_changes | w->out.n_blob_gets | w->out.n_log_chunks) != 0) {
+    if (w->link != NULL && !w->welcome) {
+        blob_gets_clear(w); /* asked for again then */
+        return;             /* sandboxes that changed after our Hello was written: told when we are welcome */
+    }
+    if (w->link != NULL && (w->out.n_sandbox_changes | w->out.n_blob_gets | w->out.n_log_chunks) != 0) {
         w->out.sequence = ++w->sequence;
         link_send(w->link, &w->out.base);
     }
@@ -203,6 +213,7 @@ static void on_welcome(struct worker *w, const Dirigent__Welcome *welcome)
         return;
     }
     w->welcome = true;
+    loop_defer(w->loop, &w->flush);
     link_set_timers(w->link, welcome->heartbeat_ms, welcome->dead_after_ms);
     log_info("control_plane.joined", LOG_STR("name", w->name), LOG_U64("epoch", w->epoch));
     code_store_connected(w->code);

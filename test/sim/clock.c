@@ -14,7 +14,8 @@ static void push(struct sim *s, struct event e)
         s->heap = mem_resize(s->heap, s->heap_capacity, sizeof(*s->heap));
     }
     e.at_ms = MAX(e.at_ms, s->now_ms);
-    e.order = ++s->order;
+    if (e.order == 0)
+        e.order = ++s->order;
     size_t index = s->heap_count++;
     for (; index > 0 && is_before(&e, &s->heap[(index - 1) / 2]); index = (index - 1) / 2)
         s->heap[index] = s->heap[(index - 1) / 2];
@@ -37,6 +38,12 @@ void clock_deliver(struct sim *s, uint64_t at_ms, void (*run)(struct sim *, cons
                    struct frame *frame)
 {
     push(s, (struct event){.at_ms = at_ms, .run = run, .frame = frame});
+}
+
+void clock_again(struct sim *s, struct event e, uint64_t at_ms)
+{
+    e.at_ms = at_ms;
+    push(s, e);
 }
 
 bool clock_next(struct sim *s, uint64_t until_ms, struct event *ret_event)

@@ -4,7 +4,8 @@
  *   sim.c      arguments, one run, what the phases of a run are
  *   clock.c    the events to come, in order of time
  *   network.c  connections: frames in order and late, or lost with their connection
- *   leader.c   the control plane's shell around the core: store, hellos, orders into frames
+ *   leader.c   the control plane's shell around the core: hellos, reports, orders into frames
+ *   store.c    registrations, which outlive it
  *   worker.c   sandboxes as they really are
  *   plane.c    data planes around src/data_plane/dispatch: what router.c does with orders
  *   request.c  one request: slot, connection to the sandbox, answer
@@ -28,6 +29,14 @@
 #define THREADS 2u               /* that serve requests, of each data plane */
 #define PEER_DEAD_AFTER_MS 2000u
 #define HEARTBEAT_MS 500u
+#define RECONNECT_GRACE_MS 2000u
+#define RECONSTRUCTION_MS 3000u
+/* The phases of a run: faults; time to recover, longer than the longest back-off of a function that
+ * failed; calls, all of which must succeed; time to come to rest. */
+#define FAULTS_END_MS 20000u
+#define CALLS_BEGIN_MS 56000u
+#define CALLS_END_MS 62000u
+#define REST_MS 82000u
 #define DRAIN_SLACK_MS 5000u /* core.h: a drain ends with the function's timeout + 5 s */
 
 struct sim;
@@ -47,6 +56,8 @@ void clock_after(struct sim *s, uint64_t ms, void (*run)(struct sim *, const str
                  uint64_t a, uint64_t b);
 void clock_deliver(struct sim *s, uint64_t at_ms, void (*run)(struct sim *, const struct event *),
                    struct frame *frame);
+/* Later, and yet before what was planned after it. */
+void clock_again(struct sim *s, struct event e, uint64_t at_ms);
 bool clock_next(struct sim *s, uint64_t until_ms, struct event *ret_event); /* moves the time */
 void clock_done(struct sim *s);
 
@@ -94,20 +105,24 @@ struct link {
     uint64_t core_end, peer_end; /* connection as each end sees it; 0: none */
     uint64_t newest, broken;     /* broken: this one and all before it carry nothing any more */
     uint64_t last_due_ms[2], stalled_until_ms;
-    struct frame *outbox[2]; /* what leaves at the end of this turn; NULL: nothing */
+    uint64_t heard_ms, core_lost_ms; /* by the core */
+    struct frame *outbox[2];         /* what leaves at the end of this turn; NULL: nothing */
 };
+/* What is said in one turn leaves as one frame. Callers see to it that their end is there. */
 struct item *network_item(struct sim *s, uint32_t peer, enum direction d, enum item_kind kind);
+struct item *frame_item(struct frame *f, enum item_kind kind);
 struct frame *network_outbox(struct sim *s, uint32_t peer, enum direction d);
+size_t frame_count(const struct frame *f, enum order_kind order); /* NULL has none */
 void network_send_now(struct sim *s, uint32_t peer, enum direction d);
-void network_break(struct sim *s, uint32_t peer);        /* both ends learn of it soon */
+void network_break(struct sim *s, uint32_t peer); /* both ends learn of it soon */
 void network_stall(struct sim *s, uint32_t peer, uint64_t ms);
-void network_peer_ends(struct sim *s, uint32_t peer);    /* its program ended */
+void network_peer_ends(struct sim *s, uint32_t peer); /* its program ended */
 void network_core_ends(struct sim *s);
 void network_dial_later(struct sim *s, uint32_t peer);
 void network_begin(struct sim *s);
 void network_frame_free(struct frame *f);
 
-/* ---- leader.c ---- */
+/* ---- store.c ---- */
 
 struct record { /* a registered function, as the store has it */
     uint64_t id;
@@ -117,19 +132,28 @@ struct record { /* a registered function, as the store has it */
 };
 struct function { /* and what is on its way to the store */
     struct record stored, next;
-    bool is_writing;
+    bool is_writing, writes_active, is_active_unsaved;
     uint32_t active_due; /* to be written as active, after that */
+    uint32_t proven;     /* the newest that the core called active */
 };
+const struct function *store_function(const struct sim *s, uint32_t name);      /* NULL: none */
+const struct settings *store_version(const struct record *r, uint32_t version); /* NULL: none */
+/* A user's change: stored, then told to the core. False: another one is being written. */
+bool store_put(struct sim *s, uint32_t name, const struct settings *settings, bool new_version,
+               bool prove);
+bool store_delete(struct sim *s, uint32_t name);
+void store_version_active(struct sim *s, uint64_t function_id, uint32_t version);
+void store_tell_core(struct sim *s);   /* that has just started */
+void store_interrupted(struct sim *s); /* by a crash */
+
+/* ---- leader.c ---- */
+
 void leader_start(struct sim *s);
 void leader_crash(struct sim *s);
 void leader_event(struct sim *s, const struct control_event *e);
-/* A user's change: stored, then told to the core. False: another one is being written. */
-bool leader_put(struct sim *s, uint32_t name, const struct settings *settings, bool new_version,
-                bool prove);
-bool leader_delete(struct sim *s, uint32_t name);
 void leader_frame(struct sim *s, const struct frame *f); /* also hellos */
+void leader_heard(struct sim *s, uint32_t peer);
 void leader_peer_closed(struct sim *s, uint32_t peer);
-const struct function *leader_function(const struct sim *s, uint32_t name); /* NULL: none */
 
 /* ---- worker.c ---- */
 
@@ -141,7 +165,7 @@ struct box { /* a sandbox as it really is */
     uint64_t generation; /* of its plans: an event of an older one is void */
     uint32_t requests[PLANES];
     /* what the core of the moment ordered */
-    uint64_t drain_epoch, drain_ms;
+    uint64_t drain_epoch, drain_ms, stop_epoch, given_up_epoch;
     struct list of_worker;
 };
 struct worker {
@@ -153,7 +177,7 @@ void worker_hello(struct sim *s, uint32_t worker, struct frame *hello);
 void worker_restart(struct sim *s, uint32_t worker); /* the daemon; its sandboxes live on */
 void worker_crash(struct sim *s, uint32_t worker, uint64_t away_ms); /* the host, with all on it */
 void worker_leave(struct sim *s, uint32_t worker, uint64_t away_ms); /* on purpose */
-struct box *worker_box(const struct sim *s, uint64_t sandbox_id); /* NULL: there is none */
+struct box *worker_box(const struct sim *s, uint64_t sandbox_id);    /* NULL: there is none */
 void worker_box_end(struct sim *s, struct box *b, enum gone_reason reason);
 
 /* ---- plane.c ---- */
@@ -161,6 +185,7 @@ void worker_box_end(struct sim *s, struct box *b, enum gone_reason reason);
 struct route {
     uint64_t id;
     uint32_t plane;
+    struct sim *sim;
     struct dispatch *dispatch;
     struct settings settings;
     struct list requests;
@@ -175,14 +200,13 @@ struct endpoint { /* a sandbox as a data plane knows it */
 };
 struct slots { /* the user of a dispatch_endpoint: our own count, beside that of the dispatch */
     uint32_t held;
-    bool is_draining, is_ejected, is_removed;
+    bool is_draining, is_ejected, is_removed, was_idle;
 };
 struct plane {
     bool is_up, has_welcome;
     uint64_t life; /* raised by a restart: what belongs to an older one is void */
     uint64_t epoch;
-    struct map routes, endpoints;
-    struct dispatch_garbage *garbage;
+    struct map routes, removed, endpoints; /* removed: routes that still have requests */
 };
 void plane_frame(struct sim *s, uint32_t plane, const struct frame *f);
 void plane_hello(struct sim *s, uint32_t plane, struct frame *hello);
@@ -193,16 +217,24 @@ void plane_done(struct sim *s, uint32_t plane);
 void plane_fill(struct sim *s, struct frame *f); /* demand is read when it leaves */
 void plane_tell_demand(struct sim *s, struct route *r);
 void plane_tell_active(struct sim *s, struct route *r);
-void plane_endpoint_failed(struct sim *s, uint32_t plane, uint64_t sandbox_id);
+void plane_report_failed(struct sim *s, uint32_t plane, uint64_t sandbox_id);
 void plane_request_left(struct sim *s, struct route *r);
 
 /* ---- request.c ---- */
 
 enum request_state { REQUEST_WAITING, REQUEST_SERVED };
 enum answer { /* what the client got; the first is success, all others are errors with a reason */
-    ANSWER_OK, ANSWER_NOT_FOUND, ANSWER_QUEUE_FULL, ANSWER_TIMEOUT, ANSWER_DELETED,
-    ANSWER_FAILED_WAITING, ANSWER_CONNECT_FAILED, ANSWER_BROKEN, ANSWER_PLANE_DIED,
-    ANSWER_CLIENT_LEFT, ANSWER_COUNT
+              ANSWER_OK,
+              ANSWER_NOT_FOUND,
+              ANSWER_QUEUE_FULL,
+              ANSWER_TIMEOUT,
+              ANSWER_DELETED,
+              ANSWER_FAILED_WAITING,
+              ANSWER_CONNECT_FAILED,
+              ANSWER_BROKEN,
+              ANSWER_PLANE_DIED,
+              ANSWER_CLIENT_LEFT,
+              ANSWER_COUNT
 };
 struct request {
     struct dispatch_waiter waiter;
@@ -210,9 +242,10 @@ struct request {
     uint64_t id, arrived_ms, deadline_ms, work_ms;
     uint32_t thread;
     enum request_state state;
-    bool is_idempotent, is_tunnel, handover_due, client_left, failed_with_cause;
+    bool is_idempotent, is_tunnel, was_resent, handover_due, client_left, failed_with_cause;
     enum err failed;
     uint32_t attempts;
+    uint64_t plan; /* raised with each: an event of an older one is void */
     struct route *route;
     struct dispatch_endpoint *endpoint; /* whose slot it has */
     uint64_t box;                       /* where it is served; 0: not connected */
@@ -232,10 +265,11 @@ void calls_begin(struct sim *s, uint64_t until_ms);
 
 /* ---- check.c ---- */
 
-void check_step(struct sim *s);                                     /* after every event */
+void check_step(struct sim *s);                                        /* after every event */
 void check_orders(struct sim *s, const struct control_orders *orders); /* after every core step */
 void check_slot_taken(struct sim *s, const struct request *r);
 void check_connected(struct sim *s, const struct request *r, const struct box *b);
+void check_refused(struct sim *s, const struct request *r); /* the queue is full */
 void check_answer(struct sim *s, const struct request *r, enum answer answer);
 void check_plane(struct sim *s, uint32_t plane); /* nobody waits while a slot is free */
 void check_rest(struct sim *s);
@@ -272,8 +306,8 @@ uint64_t sim_between(struct sim *s, uint64_t min, uint64_t max);
 bool sim_chance(struct sim *s, uint32_t one_in);
 void sim_fail(struct sim *s, const char *format, ...) printf_like(2, 3);
 void sim_trace(const struct sim *s, const char *format, ...) printf_like(2, 3);
-#define FAIL_UNLESS(s, condition, ...)                                                             \
-    do {                                                                                           \
-        if (!(condition))                                                                          \
-            sim_fail((s), __VA_ARGS__);                                                            \
+#define FAIL_UNLESS(s, condition, ...)  \
+    do {                                \
+        if (!(condition))               \
+            sim_fail((s), __VA_ARGS__); \
     } while (0)
