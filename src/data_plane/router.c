@@ -189,8 +189,10 @@ static void garbage_collect(struct router *c)
         if (s->removed_left == 0)
             list_remove(&s->garbage_node);
     }
-    if (after != NULL)
-        update_tell(c, NULL, 0, after);
+    if (after == NULL)
+        return;
+    changes_tell(c); /* that a sandbox has gone is told before its memory goes */
+    update_tell(c, NULL, 0, after);
 }
 
 static void on_endpoint_free(void *user, struct dispatch_endpoint *endpoint)
@@ -544,6 +546,7 @@ static void on_route_gone(struct loop_post *post)
     struct route *r = container_of(post, struct route, gone_post);
     struct after *after = mem_new(sizeof(*after));
     after->route = r; /* after the updates that may still free endpoints of it */
+    changes_tell(state_of(r)->control); /* one of this turn may be about its sandboxes: threads must have done with them */
     update_tell(state_of(r)->control, NULL, 0, after);
 }
 
