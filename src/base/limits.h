@@ -19,6 +19,9 @@
 #define CODE_PATH_BYTES_MAX 4095u /* PATH_MAX without its NUL */
 #define CODE_NAME_BYTES_MAX 255u
 
+#define CODE_UNUSED_MS_MAX (60u * 60u * 1000u) /* unpacked on a worker, and used by nothing there */
+#define CODE_UNUSED_COUNT_MAX 16u
+
 /* HTTP (RFC 9110/9112) */
 #define HTTP_HEAD_BYTES_MAX (32u * 1024u)
 #define HTTP_HEADER_COUNT_MAX 100u

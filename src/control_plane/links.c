@@ -56,6 +56,7 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     uint64_t sync_asked, synced; /* data plane */
     struct map prepared;  /* worker: versions whose spec it has; key version_key() */
     struct map in_flight; /* data plane: sandbox id → requests + 1 */
+    struct map drains;    /* data plane: sandbox id → number of the message that tells it to drain */
     struct list transfers;
     struct loop_timer pump;
     Dirigent__WorkerLoad *load;
@@ -478,10 +479,12 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
         break;
     case ORDER_DRAIN:
         outbox_add_number(&o->drain_sandboxes, order->sandbox_id);
+        map_put(&p->drains, order->sandbox_id, (void *)(uintptr_t)(p->sequence + 1));
         break;
     case ORDER_ENDPOINT_GONE:
         outbox_add_number(&o->remove_sandboxes, order->sandbox_id);
         map_remove(&p->in_flight, order->sandbox_id);
+        map_remove(&p->drains, order->sandbox_id);
         break;
     case ORDER_SNAPSHOT_BEGIN:
     case ORDER_SNAPSHOT_END:
@@ -726,6 +729,17 @@ static void take_loads(struct peer *p, const Dirigent__ToControlPlane *m)
     free(loads);
 }
 
+/* A drain is answered after it was taken. What was said before is of an earlier life of the sandbox
+ * there: it was shown again since, and may have requests. */
+static void take_drained(struct peer *p, uint64_t sandbox_id, uint64_t taken)
+{
+    if (taken != 0 && (uintptr_t)map_get(&p->drains, sandbox_id) > taken)
+        return;
+    map_remove(&p->drains, sandbox_id);
+    map_remove(&p->in_flight, sandbox_id);
+    take_endpoint_event(p, EVENT_DRAINED, sandbox_id);
+}
+
 static void take_data_plane_message(struct peer *p, const Dirigent__ToControlPlane *m)
 {
     if (m->n_sandbox_loads > 0)
@@ -741,10 +755,8 @@ static void take_data_plane_message(struct peer *p, const Dirigent__ToControlPla
         p->synced = m->synced;
         syncs_look(p->links);
     }
-    for (size_t i = 0; i < m->n_drained; i++) {
-        map_remove(&p->in_flight, m->drained[i]);
-        take_endpoint_event(p, EVENT_DRAINED, m->drained[i]);
-    }
+    for (size_t i = 0; i < m->n_drained; i++)
+        take_drained(p, m->drained[i], m->taken);
 }
 
 static void take_message(struct peer *p, Dirigent__ToControlPlane *m)
@@ -1074,6 +1086,7 @@ static void peer_free_when_done(struct peer *p)
     outbox_done(&p->outbox);
     map_done(&p->prepared);
     map_done(&p->in_flight);
+    map_done(&p->drains);
     list_remove(&p->node);
     free(p);
 }

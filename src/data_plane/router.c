@@ -43,7 +43,7 @@ struct router {
     struct dialler *dialler;
     struct link *link; /* NULL: none */
     bool welcome, stopping, said_unreachable;
-    uint64_t epoch, sequence;
+    uint64_t epoch, sequence, taken; /* taken: the last message of this connection */
     uint64_t sync; /* asked for in this turn; 0: none */
     struct map routes;    /* function id -> struct route */
     struct map sandboxes; /* sandbox id -> struct sandbox_state */
@@ -293,6 +293,7 @@ static void send_reports(struct router *c, struct loads *loads)
     m.endpoint_failures = pointers_to(failures, c->failed_count, sizeof(*failures));
     m.n_drained = c->drained.count;
     m.drained = c->drained.items;
+    m.taken = c->taken;
     m.n_sandbox_loads = loads != NULL ? loads->count : 0;
     m.sandbox_loads = pointers_to(loads != NULL ? loads->items : NULL, m.n_sandbox_loads, sizeof(Dirigent__SandboxLoad));
     link_send(c->link, &m.base);
@@ -752,6 +753,9 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
         link_close(link, ERR_STALE, "its orders are of an older epoch");
     } else {
         c->epoch = m->epoch;
+        if (c->drained.count > 0 && c->link != NULL && c->welcome)
+            send_reports(c, NULL); /* it is no answer to what comes now */
+        c->taken = m->sequence;
         if (m->welcome != NULL)
             take_welcome(c, link, m->welcome);
         if (c->welcome) {
@@ -796,6 +800,7 @@ static void on_up(struct dialler *d, void *user, struct link *link)
         known[hello.n_known_sandbox_ids++] = s->id;
     c->link = link;
     c->sequence = 1;
+    c->taken = 0;
     hello.protocol_min = PROTOCOL_VERSION_MIN;
     hello.protocol_max = PROTOCOL_VERSION_MAX;
     hello.cluster = (char *)c->options.cluster_name;

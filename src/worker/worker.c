@@ -23,6 +23,7 @@
 #define MEMORY_SHARE_PERCENT 80u
 #define STOP_PATIENCE_MS 20000u
 #define LOAD_PERIOD_MS 2000u
+#define COLLECT_PERIOD_MS 60000u
 
 struct settings {
 #define SETTING(key, type, default_text, help) SETTING_FIELD_##type(key)
@@ -47,7 +48,7 @@ struct worker {
     struct link *link; /* NULL: the control plane is away */
     struct http_server *http;
     struct loop_deferred flush;
-    struct loop_timer load_timer, stop_timer;
+    struct loop_timer load_timer, stop_timer, collect_timer;
     Dirigent__ToControlPlane out; /* what goes out at the end of this turn */
     uint64_t epoch, sequence;
     bool welcome, stopping, shutdown_sent, failed;
@@ -238,7 +239,7 @@ static void orders_take(struct worker *w, const Dirigent__FromControlPlane *m)
         logs_function_gone(w->logs, m->drop_versions[i]->function_id);
     }
     if (m->n_drop_versions > 0)
-        code_store_collect(w->code, code_is_used, w);
+        code_store_collect(w->code, loop_now_ns(w->loop), 0);
     for (size_t i = 0; i < m->n_blob_chunks; i++) {
         const Dirigent__BlobChunk *c = m->blob_chunks[i];
         code_store_chunk(w->code, c->digest, c->offset, c->total_bytes, (struct str){(const char *)c->data.data, c->data.len}, c->error);
@@ -281,6 +282,14 @@ static void on_link_closed(struct link *link, void *user, enum err err, const ch
     logs_cancel_all(w->logs);
     if (!w->stopping)
         log_warn("control_plane.lost", LOG_STR("why", why));
+}
+
+static void on_collect_timer(struct loop_timer *timer)
+{
+    struct worker *w = container_of(timer, struct worker, collect_timer);
+    uint64_t now_ns = loop_now_ns(w->loop);
+    code_store_collect(w->code, now_ns, CODE_UNUSED_MS_MAX * NS_PER_MS);
+    loop_timer_start(w->loop, timer, now_ns + COLLECT_PERIOD_MS * NS_PER_MS);
 }
 
 static void on_load_timer(struct loop_timer *timer)
@@ -519,7 +528,7 @@ static enum err root_stage(struct worker *w, int *ret_launcher_fd, struct error 
 static enum err parts_make(struct worker *w, int launcher_fd, struct error *e)
 {
     static const struct launcher_callbacks launcher_callbacks = {.on_event = on_launcher_event, .on_closed = on_launcher_closed};
-    static const struct code_store_callbacks code_callbacks = {.on_want = on_want, .on_ready = on_code_ready};
+    static const struct code_store_callbacks code_callbacks = {.on_want = on_want, .on_ready = on_code_ready, .is_used = code_is_used};
     static const struct http_server_callbacks http_callbacks = {.on_request = on_request};
     static const int signals[] = {SIGTERM, SIGINT};
     char *code cleanup(free_pointer) = mem_printf("%s/code", w->data_dir);
@@ -542,7 +551,8 @@ static enum err parts_make(struct worker *w, int launcher_fd, struct error *e)
     if (w->settings.metrics[0] != '\0' &&
         http_server_new(w->loop, w->settings.metrics, &http_callbacks, w, &w->http, &http_error) != ERR_OK)
         log_warn("worker.no_metrics", LOG_STR("why", http_error.text)); /* no reason not to run functions */
-    loop_timer_start(w->loop, &w->load_timer, loop_now_ns(w->loop) + LOAD_PERIOD_MS * NS_PER_MS);
+    on_load_timer(&w->load_timer);
+    on_collect_timer(&w->collect_timer);
     struct launcher_command attach = {.kind = LAUNCHER_ATTACH, .protocol = LAUNCHER_PROTOCOL};
     launcher_client_send(w->launcher, &attach, NULL, NULL, 0);
     return ERR_OK;
@@ -569,6 +579,7 @@ int worker_main(int argc, char **argv)
     w.flush.on_turn_end = on_flush;
     loop_timer_init(&w.load_timer, on_load_timer);
     loop_timer_init(&w.stop_timer, on_stop_timer);
+    loop_timer_init(&w.collect_timer, on_collect_timer);
     if (err == ERR_OK) {
         log_init("worker", level_of(w.settings.log_level));
         name_find(&w);

@@ -2,9 +2,9 @@
  * at the world itself (sandboxes, requests), not at what the code under test thinks of it. */
 #include "sim.h"
 
-#define QUIET_MS                                                                    \
-    4000u /* after the last peer came or went, the core's numbers are its own again \
-           */
+/* After the last peer came or went, the core's numbers are its own again. */
+#define QUIET_MS 500u
+#define LATE_MS 10u /* a timer may be so late */
 
 static unsigned long long hex(uint64_t id)
 {
@@ -98,6 +98,10 @@ void check_plane(struct sim *s, uint32_t plane)
 {
     const struct plane *p = &s->planes[plane];
     size_t cursor = 0;
+    for (const struct route *r; (r = map_next(&p->removed, &cursor)) != NULL;)
+        FAIL_UNLESS(s, waiting_of(s, r) == NULL, "a request waits for function %llu, which is gone",
+                    (unsigned long long)r->id);
+    cursor = 0;
     for (struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;) {
         const struct request *r = waiting_of(s, e->route);
         if (r == NULL)
@@ -130,8 +134,6 @@ static void check_stop(struct sim *s, const struct control_order *o)
     struct box *b = worker_box(s, o->sandbox_id);
     if (b == NULL || b->stop_epoch == s->epoch)
         return; /* said once more */
-    if (b->given_up_epoch == s->epoch)
-        return; /* README.md: a word about its earlier life may count for the later one */
     b->stop_epoch = s->epoch;
     for (uint32_t plane = 0; plane < PLANES; plane++) {
         bool is_over =
@@ -191,10 +193,8 @@ static void note_drain(struct sim *s, uint64_t sandbox_id)
 static void note_gone(struct sim *s, const struct control_order *o)
 {
     struct box *b = worker_box(s, o->sandbox_id);
-    if (b == NULL)
-        return;
-    b->given_up_epoch = s->epoch;
-    b->drain_epoch = b->stop_epoch = 0;
+    if (b != NULL)
+        b->drain_epoch = b->stop_epoch = 0;
 }
 
 void check_orders(struct sim *s, const struct control_orders *orders)
@@ -232,6 +232,29 @@ static void check_worker(struct sim *s, uint32_t worker)
                 s->worker_cpu_milli);
 }
 
+static bool is_past(const struct sim *s, uint64_t since_ms, uint64_t patience_ms)
+{
+    return s->now_ms > since_ms + patience_ms + LATE_MS;
+}
+
+static void check_suspicion(struct sim *s, const struct worker_view *w)
+{
+    uint64_t lost_ms = s->links[w->worker_id - 1].core_lost_ms;
+    FAIL_UNLESS(s, w->state != WORKER_SUSPECTED || !is_past(s, lost_ms, RECONNECT_GRACE_MS),
+                "worker %llu has been away for longer than its grace",
+                (unsigned long long)w->worker_id);
+}
+
+/* Of a function that is deleted, a new leader does not know the timeout. */
+static void check_drain(struct sim *s, uint64_t sandbox_id)
+{
+    const struct box *b = worker_box(s, sandbox_id);
+    note_drain(s, sandbox_id);
+    if (b != NULL && s->functions[b->function_id].stored.exists)
+        FAIL_UNLESS(s, !is_past(s, b->drain_ms, b->timeout_ms + DRAIN_SLACK_MS),
+                    "sandbox %llx drains for longer than its deadline", hex(sandbox_id));
+}
+
 /* The core's own books. */
 static bool check_reservations(struct sim *s)
 {
@@ -243,11 +266,12 @@ static bool check_reservations(struct sim *s)
     while (control_sandbox_next(s->core, &cursor, &v)) {
         records[v.worker_id]++;
         if (v.state == SANDBOX_DRAINING)
-            note_drain(s, v.sandbox_id);
+            check_drain(s, v.sandbox_id);
     }
     cursor = 0;
     while (control_worker_next(s->core, &cursor, &w)) {
         all_alive &= w.state == WORKER_ALIVE;
+        check_suspicion(s, &w);
         if (w.cpu_milli == 0)
             continue; /* it has not told its size yet */
         FAIL_UNLESS(s, w.sandboxes == records[w.worker_id], "worker %llu has %u records, not %u",
@@ -284,7 +308,8 @@ void check_step(struct sim *s)
     if (s->core == NULL)
         return;
     bool all_alive = check_reservations(s);
-    bool is_quiet = s->now_ms >= s->core_quiet_since_ms + QUIET_MS;
+    bool is_quiet = s->now_ms >= s->core_quiet_since_ms + QUIET_MS &&
+                    s->now_ms >= s->core_started_ms + RECONSTRUCTION_MS + QUIET_MS;
     if (all_alive && is_quiet)
         check_scale(s);
 }

@@ -140,6 +140,8 @@ static void hello_take(struct sim *s, const struct frame *f)
     l->core_end = f->connection;
     l->heard_ms = s->now_ms;
     l->last_due_ms[TO_PEER] = 0;
+    l->sent_count[TO_PEER] = 0;
+    map_done(&l->drains);
     network_outbox(s, f->peer, TO_PEER)->is_welcome = true;
     network_send_now(s, f->peer, TO_PEER);
     if (f->peer < WORKERS)
@@ -181,8 +183,19 @@ static void demand_take(struct sim *s, uint32_t peer, const struct item *item)
     leader_event(s, &e);
 }
 
-static void item_take(struct sim *s, uint32_t peer, const struct item *item)
+/* What was drained before the drain was taken was drained in an earlier life. */
+static bool is_answer(struct sim *s, const struct frame *f, const struct item *item)
 {
+    struct map *drains = &s->links[f->peer].drains;
+    if ((uintptr_t)map_get(drains, item->sandbox_id) > f->taken)
+        return false;
+    (void)map_remove(drains, item->sandbox_id);
+    return true;
+}
+
+static void item_take(struct sim *s, const struct frame *f, const struct item *item)
+{
+    uint32_t peer = f->peer;
     struct control_event e = {.kind = EVENT_SANDBOX};
     switch (item->kind) {
     case ITEM_SANDBOX:
@@ -207,6 +220,8 @@ static void item_take(struct sim *s, uint32_t peer, const struct item *item)
         break;
     case ITEM_ENDPOINT_FAILED:
     case ITEM_DRAINED:
+        if (item->kind == ITEM_DRAINED && !is_answer(s, f, item))
+            break;
         e.kind = item->kind == ITEM_DRAINED ? EVENT_DRAINED : EVENT_ENDPOINT_FAILED;
         e.endpoint.data_plane_id = id_of(peer);
         e.endpoint.sandbox_id = item->sandbox_id;
@@ -240,7 +255,7 @@ void leader_frame(struct sim *s, const struct frame *f)
     for (int kind = ITEM_SANDBOX; kind <= ITEM_DRAINED; kind++)
         for (size_t i = 0; i < f->count; i++)
             if ((int)f->items[i].kind == kind)
-                item_take(s, f->peer, &f->items[i]);
+                item_take(s, f, &f->items[i]);
 }
 
 /* ---- orders ---- */
@@ -273,6 +288,11 @@ static void tell_peer(struct sim *s, uint32_t peer, const struct control_order *
     if (settings == NULL)
         return; /* the version has just been replaced: the core hears of that next */
     struct item *item = network_item(s, peer, TO_PEER, ITEM_ORDER);
+    if (o->kind == ORDER_DRAIN)
+        map_put(&s->links[peer].drains, o->sandbox_id,
+                (void *)(uintptr_t)(s->links[peer].sent_count[TO_PEER] + 1));
+    if (o->kind == ORDER_ENDPOINT_GONE)
+        (void)map_remove(&s->links[peer].drains, o->sandbox_id);
     item->order = o->kind;
     item->sandbox_id = o->sandbox_id;
     item->function_id = o->function_id;

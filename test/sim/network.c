@@ -80,6 +80,7 @@ void network_send_now(struct sim *s, uint32_t peer, enum direction d)
     if (f == NULL)
         return;
     s->links[peer].outbox[d] = NULL;
+    f->number = ++s->links[peer].sent_count[d];
     if (d == TO_CORE && peer >= WORKERS)
         plane_fill(s, f);
     send_frame(s, f);
@@ -213,6 +214,7 @@ static void on_dial(struct sim *s, const struct event *e)
     }
     l->peer_end = ++l->newest;
     l->last_due_ms[TO_CORE] = l->last_due_ms[TO_PEER] = 0;
+    l->sent_count[TO_CORE] = 0;
     struct frame *f = frame_new(peer, TO_CORE, l->peer_end);
     f->is_hello = true;
     if (peer < WORKERS)

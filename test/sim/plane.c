@@ -55,6 +55,7 @@ void plane_tell_active(struct sim *s, struct route *r)
 void plane_fill(struct sim *s, struct frame *f)
 {
     const struct plane *p = &s->planes[f->peer - WORKERS];
+    f->taken = p->taken;
     for (size_t i = 0; i < f->count; i++) {
         struct item *item = &f->items[i];
         struct route *r = item->kind == ITEM_DEMAND ? map_get(&p->routes, item->function_id) : NULL;
@@ -372,6 +373,8 @@ void plane_frame(struct sim *s, uint32_t plane, const struct frame *f)
         ORDER_ENDPOINT_GONE, ORDER_FAIL_WAITING, ORDER_WANT_DEMAND};
     struct plane *p = &s->planes[plane];
     s->touched_planes |= 1u << plane;
+    network_send_now(s, WORKERS + plane, TO_CORE); /* it is no answer to what comes now */
+    p->taken = f->number;
     FAIL_UNLESS(s, f->epoch >= p->epoch, "data plane %u is ordered by an old leader", plane);
     p->epoch = f->epoch;
     p->has_welcome |= f->is_welcome;
@@ -405,6 +408,7 @@ void plane_disconnected(struct sim *s, uint32_t plane)
     struct plane *p = &s->planes[plane];
     size_t cursor = 0;
     p->has_welcome = false;
+    p->taken = 0;
     for (struct route *r; (r = map_next(&p->routes, &cursor)) != NULL;)
         r->is_due = false;
 }

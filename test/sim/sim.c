@@ -1,6 +1,6 @@
 /* sim.c - runs of the simulation, one per seed; prints TAP.
  *
- *   sim [--seeds N] [--first SEED] [--answers]   N seeds from SEED on (3000 from 1)
+ *   sim [--seeds N] [--first SEED] [--answers]   N seeds from SEED on (4000 from 1)
  *   sim --seed SEED                              one seed, with a trace of what happens */
 #include "sim.h"
 #include <stdarg.h>
@@ -93,6 +93,7 @@ static void end(struct sim *s)
     for (uint32_t i = 0; i < PEERS; i++) {
         network_frame_free(s->links[i].outbox[TO_CORE]);
         network_frame_free(s->links[i].outbox[TO_PEER]);
+        map_done(&s->links[i].drains);
     }
     size_t cursor = 0;
     for (struct box *b; (b = map_next(&s->boxes, &cursor)) != NULL;)
@@ -167,7 +168,7 @@ static bool run_one(uint64_t seed, bool trace, uint64_t *answers)
 
 int main(int argc, char **argv)
 {
-    struct arguments a = {.seeds = 3000, .first = 1};
+    struct arguments a = {.seeds = 4000, .first = 1};
     uint64_t answers[ANSWER_COUNT] = {0}, done = 0;
     unsigned failed = 0;
     if (!arguments_read(argc, argv, &a))

@@ -94,7 +94,7 @@ struct item {
 struct frame {
     uint32_t peer;
     enum direction direction;
-    uint64_t connection, epoch;
+    uint64_t connection, epoch, number, taken; /* of its connection and direction; dirigent.proto */
     bool is_hello, is_snapshot, is_welcome;
     struct item *items;
     size_t count, capacity;
@@ -106,6 +106,8 @@ struct link {
     uint64_t newest, broken;     /* broken: this one and all before it carry nothing any more */
     uint64_t last_due_ms[2], stalled_until_ms;
     uint64_t heard_ms, core_lost_ms; /* by the core */
+    uint64_t sent_count[2];          /* on this connection */
+    struct map drains;               /* sandbox id -> number of the frame that tells it to drain */
     struct frame *outbox[2];         /* what leaves at the end of this turn; NULL: nothing */
 };
 /* What is said in one turn leaves as one frame. Callers see to it that their end is there. */
@@ -165,7 +167,7 @@ struct box { /* a sandbox as it really is */
     uint64_t generation; /* of its plans: an event of an older one is void */
     uint32_t requests[PLANES];
     /* what the core of the moment ordered */
-    uint64_t drain_epoch, drain_ms, stop_epoch, given_up_epoch;
+    uint64_t drain_epoch, drain_ms, stop_epoch;
     struct list of_worker;
 };
 struct worker {
@@ -205,7 +207,7 @@ struct slots { /* the user of a dispatch_endpoint: our own count, beside that of
 struct plane {
     bool is_up, has_welcome;
     uint64_t life; /* raised by a restart: what belongs to an older one is void */
-    uint64_t epoch;
+    uint64_t epoch, taken;
     struct map routes, removed, endpoints; /* removed: routes that still have requests */
 };
 void plane_frame(struct sim *s, uint32_t plane, const struct frame *f);
