@@ -7,7 +7,8 @@
 
 #define CONFIG_BYTES_MAX (1u << 20)
 
-static const char *const type_hints[] = {"TEXT", "N", "", "DURATION", "SIZE", "ADDRESS:PORT"};
+static const char *const type_hints[] = {"TEXT", "N", "", "DURATION", "SIZE", "ADDRESS:PORT",
+                                         "ADDRESS:PORT,..."};
 
 /* ---- one value ---- */
 
@@ -42,6 +43,20 @@ static bool address_is_plausible(struct str text)
     return rest.bytes > 0 && str_to_u64(port, UINT16_MAX, &number) == ERR_OK;
 }
 
+static bool addresses_are_plausible(struct str text)
+{
+    for (;;) {
+        size_t bytes = 0;
+        while (bytes < text.bytes && text.data[bytes] != ',')
+            bytes++;
+        if (!address_is_plausible((struct str){text.data, bytes}))
+            return false;
+        if (bytes == text.bytes)
+            return true;
+        text = (struct str){text.data + bytes + 1, text.bytes - bytes - 1};
+    }
+}
+
 static enum err value_set(const struct setting *s, void *values, struct str text, const char *origin,
                           struct error *e)
 {
@@ -52,6 +67,14 @@ static enum err value_set(const struct setting *s, void *values, struct str text
         1, KIB, MIB, GIB, GIB * 1024, 1000, 1000000, 1000000000, UINT64_C(1000000000000)};
     void *place = (char *)values + s->offset;
     switch (s->type) {
+    case SETTING_ADDRESSES:
+        if (text.bytes > 0 && !addresses_are_plausible(text))
+            return error_field(e, ERR_USAGE, s->key,
+                               "%s: '%.*s' is no ADDRESS:PORT, nor several with commas between", origin,
+                               STR_ARG(text));
+        free(*(char **)place);
+        *(char **)place = mem_strndup(text.bytes > 0 ? text.data : "", text.bytes);
+        return ERR_OK;
     case SETTING_ADDRESS:
         if (text.bytes > 0 && !address_is_plausible(text))
             return error_field(e, ERR_USAGE, s->key, "%s: '%.*s' is no ADDRESS:PORT", origin,
@@ -329,7 +352,8 @@ enum err settings_load(const char *program, const char *summary, const struct se
 void settings_done(const struct setting *table, size_t count, void *values)
 {
     for (size_t i = 0; i < count; i++) {
-        if (table[i].type != SETTING_STRING && table[i].type != SETTING_ADDRESS)
+        if (table[i].type != SETTING_STRING && table[i].type != SETTING_ADDRESS &&
+            table[i].type != SETTING_ADDRESSES)
             continue;
         char **text = (char **)((char *)values + table[i].offset);
         free(*text);

@@ -16,6 +16,7 @@ enum setting_type {
     SETTING_MILLIS,  /* uint64_t milliseconds; "10s", "500ms", "2m" */
     SETTING_BYTES,   /* uint64_t; "256Mi" */
     SETTING_ADDRESS, /* char *, "ip:port", checked */
+    SETTING_ADDRESSES, /* char *, one or more of them with commas between, checked */
 };
 struct setting {
     const char *key;
@@ -41,4 +42,5 @@ void settings_done(const struct setting *table, size_t count, void *values);
 #define SETTING_FIELD_MILLIS(k) uint64_t k;
 #define SETTING_FIELD_BYTES(k) uint64_t k;
 #define SETTING_FIELD_ADDRESS(k) char *k;
+#define SETTING_FIELD_ADDRESSES(k) char *k;
 #define SETTING_ROW(structure, k, t, d, h) {#k, SETTING_##t, d, h, offsetof(structure, k)},

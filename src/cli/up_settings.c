@@ -159,6 +159,7 @@ static char *value_text(const struct up_settings *s, const struct setting *row)
     switch (row->type) {
     case SETTING_STRING:
     case SETTING_ADDRESS:
+    case SETTING_ADDRESSES:
         return mem_strdup(*(char *const *)place);
     case SETTING_BOOL:
         return mem_strdup(*(const bool *)place ? "true" : "false");

@@ -215,6 +215,14 @@ static enum err load_record(void *user, enum store_kind kind, uint64_t id, const
     assert(false);
 }
 
+void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why)
+{
+    log_warn("control_plane.succeeded", LOG_U64("epoch", cp->epoch), LOG_U64("newer", epoch),
+             LOG_STR("why", why));
+    cp->end = ERR_STALE;
+    loop_stop(cp->loop);
+}
+
 static void on_store_lost(void *user, enum err err, const char *why)
 {
     struct control_plane *cp = user;
@@ -345,6 +353,7 @@ static enum err start(struct program *p, struct error *e)
         err = start_core(cp, e);
     if (err != ERR_OK)
         return err;
+    cp->leads = true;
     links_tell_core(cp->links);
     registry_tell_core(cp->registry);
     err = links_listen(cp->links, e);

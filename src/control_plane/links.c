@@ -26,7 +26,14 @@ struct known { /* a registered peer, for ever */
     struct peer *peer; /* its connection that is up, or NULL */
     uint64_t heard_ns; /* 0: never */
 };
-enum peer_state { PEER_NEW, PEER_STORING, PEER_UP, PEER_CLOSING };
+enum peer_state {
+    PEER_NEW,
+    PEER_STANDING, /* we do not lead; its name is known, no more */
+    PEER_ASKED,    /* as new: its whole Hello was asked for */
+    PEER_STORING,
+    PEER_UP,
+    PEER_CLOSING
+};
 
 struct placed { /* what the decision to start a sandbox took, for receipts */
     uint64_t sandbox_id;
@@ -1003,18 +1010,64 @@ static bool is_being_stored(const struct links *l, const Dirigent__Hello *h)
     return false;
 }
 
+/* We do not lead: it is kept, and asked when we do. */
+static void stand(struct peer *p)
+{
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    Dirigent__Standby standby = DIRIGENT__STANDBY__INIT;
+    uint32_t dead_after_ms = (uint32_t)p->links->cp->settings.peer_dead_after;
+    standby.heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 4);
+    standby.dead_after_ms = dead_after_ms;
+    m.standby = &standby;
+    p->state = PEER_STANDING;
+    link_send(p->link, &m.base);
+    link_set_timers(p->link, standby.heartbeat_ms, dead_after_ms + standby.heartbeat_ms);
+}
+
+static void ask_hello(struct peer *p)
+{
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    m.epoch = p->links->cp->epoch;
+    m.hello_wanted = true;
+    p->state = PEER_ASKED;
+    link_send(p->link, &m.base);
+    link_set_timers(p->link, 0, HELLO_TIMEOUT_MS);
+}
+
+void links_lead(struct links *l)
+{
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->state == PEER_STANDING)
+            ask_hello(p);
+    }
+}
+
+static void take_whole_hello(struct peer *p, Dirigent__ToControlPlane *m);
+
 static void take_hello(struct peer *p, Dirigent__ToControlPlane *m)
 {
     struct links *l = p->links;
-    const Dirigent__Hello *h = m->hello;
-    const char *why = objection(l, h);
-    if (why == NULL && is_being_stored(l, h))
+    const char *why = objection(l, m->hello);
+    if (why == NULL && is_being_stored(l, m->hello))
         why = "another connection with its name is being registered: try again";
-    if (why != NULL) {
-        dirigent__to_control_plane__free_unpacked(m, NULL);
-        refuse(p, why);
+    if (why == NULL && l->cp->leads && !m->hello->standing) {
+        take_whole_hello(p, m);
         return;
     }
+    dirigent__to_control_plane__free_unpacked(m, NULL);
+    if (why != NULL)
+        refuse(p, why);
+    else if (l->cp->leads)
+        ask_hello(p);
+    else
+        stand(p);
+}
+
+static void take_whole_hello(struct peer *p, Dirigent__ToControlPlane *m)
+{
+    struct links *l = p->links;
+    const Dirigent__Hello *h = m->hello;
     p->is_worker = h->role == DIRIGENT__ROLE__ROLE_WORKER;
     p->first = m; /* taken */
     snprintf(p->software, sizeof(p->software), "%s", h->software);
@@ -1055,17 +1108,21 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
     }
     p->links->cp->event_begin_ns = clock_mono_ns();
     Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(NULL, bytes, data);
-    if (m == NULL || (m->hello != NULL) != (p->state == PEER_NEW)) {
+    bool expects_hello = p->state == PEER_NEW || p->state == PEER_ASKED;
+    if (m == NULL || (m->hello != NULL) != expects_hello) {
         if (m != NULL)
             dirigent__to_control_plane__free_unpacked(m, NULL);
         link_close(link, ERR_PROTOCOL, "it sent something that is no message of the protocol");
         return;
     }
-    if (p->state == PEER_NEW) {
+    if (expects_hello) {
         take_hello(p, m);
         return;
     }
-    take_message(p, m);
+    if (m->stale_epoch > p->links->cp->epoch)
+        shell_succeeded(p->links->cp, m->stale_epoch, "a worker or data plane has orders of it");
+    else if (p->state == PEER_UP)
+        take_message(p, m);
     dirigent__to_control_plane__free_unpacked(m, NULL);
 }
 

@@ -16,6 +16,8 @@ void links_load(struct links *l, enum store_kind kind, const struct peer_record 
 void links_tell_core(struct links *l);
 /* Begins to listen on the settings' `cluster`. */
 must_check enum err links_listen(struct links *l, struct error *e);
+/* We lead from now on (cp->leads): asks all who wait for their Hello. */
+void links_lead(struct links *l);
 const char *links_address(const struct links *l);
 /* Forgets what belongs to sandboxes that are gone. Now and then. */
 void links_tidy(struct links *l);

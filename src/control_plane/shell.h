@@ -30,6 +30,7 @@ struct control_plane {
     struct loop *loop;
     struct loop_signals signals;
     struct store *store;
+    bool leads; /* else: stands by, or has not yet begun */
     uint64_t epoch, next_id; /* next_id: ids of functions, workers and data planes */
 
     struct control *core;
@@ -50,4 +51,6 @@ struct control_plane {
 
 /* Gives the event to the core and carries out what it orders. Not from within an order. */
 void shell_step(struct control_plane *cp, const struct control_event *event);
+/* Another leads, under a newer epoch. */
+void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why);
 uint64_t shell_now_ms(const struct control_plane *cp); /* monotonic */

@@ -6,7 +6,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "dirigent.pb-c.h"
-#include "wire/link.h"
+#include "wire/replicas.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -40,10 +40,10 @@ struct router {
     struct thread_shared *shared;
     struct loop *loop;
     uint32_t thread; /* our index in dispatches */
-    struct dialler *dialler;
-    struct link *link; /* NULL: none */
+    struct replicas *replicas;
+    struct link *link; /* to the control plane that leads; NULL: none does */
     bool welcome, stopping, said_unreachable;
-    uint64_t epoch, sequence, taken; /* taken: the last message of this connection */
+    uint64_t sequence, taken; /* taken: the last message of this connection */
     uint64_t sync; /* asked for in this turn; 0: none */
     struct map routes;    /* function id -> struct route */
     struct map sandboxes; /* sandbox id -> struct sandbox_state */
@@ -735,61 +735,59 @@ static void take_welcome(struct router *c, struct link *link, const Dirigent__We
     c->said_unreachable = false;
     link_set_timers(link, w->heartbeat_ms, w->dead_after_ms);
     atomic_store(&c->shared->control_plane_up, true);
-    log_info("control_plane.joined", LOG_STR("name", c->options.name), LOG_U64("epoch", c->epoch));
+    log_info("control_plane.joined", LOG_STR("name", c->options.name), LOG_U64("epoch", replicas_epoch(c->replicas)));
 }
 
-static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
+static void on_message(void *user, struct link *link, const Dirigent__FromControlPlane *m)
 {
     struct router *c = user;
     if (c->threads_stopped == c->shared->thread_count)
         return; /* nobody is left to do anything */
-    Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
-    if (m == NULL) {
-        link_close(link, ERR_PROTOCOL, "the control plane sent something that is no message of the protocol");
+    if (c->drained.count > 0 && c->link != NULL && c->welcome)
+        send_reports(c, NULL); /* it is no answer to what comes now */
+    c->taken = m->sequence;
+    if (m->welcome != NULL)
+        take_welcome(c, link, m->welcome);
+    if (!c->welcome)
         return;
+    c->sync = MAX(c->sync, m->sync);
+    take_orders(c, m);
+    if (m->snapshot) {
+        atomic_store(&c->shared->ready, true);
+        tell_everything(c);
     }
-    if (m->epoch < c->epoch) {
-        log_warn("control_plane.stale", LOG_U64("epoch", m->epoch), LOG_U64("newest", c->epoch));
-        link_close(link, ERR_STALE, "its orders are of an older epoch");
-    } else {
-        c->epoch = m->epoch;
-        if (c->drained.count > 0 && c->link != NULL && c->welcome)
-            send_reports(c, NULL); /* it is no answer to what comes now */
-        c->taken = m->sequence;
-        if (m->welcome != NULL)
-            take_welcome(c, link, m->welcome);
-        if (c->welcome) {
-            c->sync = MAX(c->sync, m->sync);
-            take_orders(c, m);
-            if (m->snapshot) {
-                atomic_store(&c->shared->ready, true);
-                tell_everything(c);
-            }
-        }
-    }
-    dirigent__from_control_plane__free_unpacked(m, NULL);
 }
 
-static void on_link_closed(struct link *link, void *user, enum err err, const char *why)
+static void on_lost(void *user, const char *why)
 {
     struct router *c = user;
+    if (c->welcome && !c->stopping)
+        log_warn("control_plane.lost", LOG_STR("why", why));
     c->link = NULL;
     c->welcome = false;
     atomic_store(&c->shared->control_plane_up, false);
-    if (!c->stopping)
-        log_warn("control_plane.lost", LOG_STR("why", why));
 }
 
-static void on_dial_failed(struct dialler *d, void *user, const char *why)
+static void on_dial_failed(void *user, const char *address, const char *why)
 {
     struct router *c = user;
-    if (c->said_unreachable)
+    if (c->said_unreachable || c->welcome)
         return; /* once; `joined` ends it */
     c->said_unreachable = true;
-    log_warn("control_plane.unreachable", LOG_STR("address", c->options.control_plane), LOG_STR("why", why));
+    log_warn("control_plane.unreachable", LOG_STR("address", address), LOG_STR("why", why));
 }
 
-static void on_up(struct dialler *d, void *user, struct link *link)
+static void on_name(void *user, Dirigent__Hello *hello)
+{
+    const struct router *c = user;
+    hello->cluster = (char *)c->options.cluster_name;
+    hello->role = DIRIGENT__ROLE__ROLE_DATA_PLANE;
+    hello->name = (char *)c->options.name;
+    hello->software = (char *)"dirigent " DIRIGENT_VERSION;
+    hello->listen_address = (char *)c->options.listen_address;
+}
+
+static void on_hello(void *user, struct link *link)
 {
     struct router *c = user;
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
@@ -803,11 +801,7 @@ static void on_up(struct dialler *d, void *user, struct link *link)
     c->taken = 0;
     hello.protocol_min = PROTOCOL_VERSION_MIN;
     hello.protocol_max = PROTOCOL_VERSION_MAX;
-    hello.cluster = (char *)c->options.cluster_name;
-    hello.role = DIRIGENT__ROLE__ROLE_DATA_PLANE;
-    hello.name = (char *)c->options.name;
-    hello.software = (char *)"dirigent " DIRIGENT_VERSION;
-    hello.listen_address = (char *)c->options.listen_address;
+    on_name(c, &hello);
     hello.known_sandbox_ids = known;
     m.hello = &hello;
     m.sequence = c->sequence;
@@ -834,8 +828,8 @@ static void on_thread_stopped(struct thread_shared *shared)
 
 enum err router_new(const struct router_options *options, struct router **ret_router, struct error *e)
 {
-    static const struct dialler_callbacks callbacks = {
-        .on_up = on_up, .on_failed = on_dial_failed, .link = {.on_frame = on_frame, .on_closed = on_link_closed}};
+    static const struct replicas_callbacks callbacks = {
+        .on_hello = on_hello, .on_name = on_name, .on_message = on_message, .on_lost = on_lost, .on_failed = on_dial_failed};
     struct router *c = mem_new(sizeof(*c));
     c->options = *options;
     c->shared = options->shared;
@@ -846,7 +840,7 @@ enum err router_new(const struct router_options *options, struct router **ret_ro
     list_init(&c->due);
     c->flush.on_turn_end = on_flush;
     loop_timer_init(&c->report, on_report);
-    enum err err = dialler_new(c->loop, options->control_plane, &callbacks, c, &c->dialler, e);
+    enum err err = replicas_new(c->loop, options->control_plane, &callbacks, c, &c->replicas, e);
     if (err != ERR_OK) {
         free(c);
         return err;
@@ -880,7 +874,7 @@ void router_free(struct router *c)
     cursor = 0;
     for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;)
         route_free(r);
-    dialler_free(c->dialler);
+    replicas_free(c->replicas);
     loop_run_once(c->loop, 0); /* the goodbye leaves, the link closes */
     map_done(&c->sandboxes);
     map_done(&c->routes);

@@ -6,7 +6,7 @@
 #include "base/program.h"
 #include "base/settings.h"
 #include "http/server.h"
-#include "wire/link.h"
+#include "wire/replicas.h"
 #include "worker/node.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -44,14 +44,14 @@ struct worker {
     struct code_store *code;
     struct logs *logs;
     struct node *node;
-    struct dialler *dialler;
-    struct link *link; /* NULL: the control plane is away */
+    struct replicas *replicas;
+    struct link *link; /* to the control plane that leads; NULL: none does */
     struct http_server *http;
     struct loop_deferred flush;
     struct loop_timer load_timer, stop_timer, collect_timer;
     Dirigent__ToControlPlane out; /* what goes out at the end of this turn */
-    uint64_t epoch, sequence;
-    bool welcome, stopping, shutdown_sent, failed;
+    uint64_t sequence;
+    bool welcome, said_unreachable, stopping, shutdown_sent, failed;
     char *data_dir, *run_dir, address[64], name[64];
     int data_lock, run_lock;
 };
@@ -172,7 +172,17 @@ static uint32_t cpu_capacity(const struct worker *w)
     return (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) * 1000 * CPU_OVERCOMMIT;
 }
 
-static void on_up(struct dialler *d, void *user, struct link *link)
+static void on_name(void *user, Dirigent__Hello *hello)
+{
+    struct worker *w = user;
+    hello->cluster = w->settings.cluster_name;
+    hello->role = DIRIGENT__ROLE__ROLE_WORKER;
+    hello->name = w->name;
+    hello->software = (char *)DIRIGENT_VERSION;
+    hello->address = w->address;
+}
+
+static void on_hello(void *user, struct link *link)
 {
     struct worker *w = user;
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
@@ -183,11 +193,7 @@ static void on_up(struct dialler *d, void *user, struct link *link)
     out_clear(w);
     hello.protocol_min = PROTOCOL_VERSION_MIN;
     hello.protocol_max = PROTOCOL_VERSION_MAX;
-    hello.cluster = w->settings.cluster_name;
-    hello.role = DIRIGENT__ROLE__ROLE_WORKER;
-    hello.name = w->name;
-    hello.software = (char *)DIRIGENT_VERSION;
-    hello.address = w->address;
+    on_name(w, &hello);
     hello.cpu_milli = cpu_capacity(w);
     hello.memory_bytes = memory_capacity(w);
     hello.slots = (uint32_t)w->settings.slots;
@@ -214,9 +220,10 @@ static void on_welcome(struct worker *w, const Dirigent__Welcome *welcome)
         return;
     }
     w->welcome = true;
+    w->said_unreachable = false;
     loop_defer(w->loop, &w->flush);
     link_set_timers(w->link, welcome->heartbeat_ms, welcome->dead_after_ms);
-    log_info("control_plane.joined", LOG_STR("name", w->name), LOG_U64("epoch", w->epoch));
+    log_info("control_plane.joined", LOG_STR("name", w->name), LOG_U64("epoch", replicas_epoch(w->replicas)));
     code_store_connected(w->code);
 }
 
@@ -253,35 +260,32 @@ static void orders_take(struct worker *w, const Dirigent__FromControlPlane *m)
     }
 }
 
-static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
+static void on_message(void *user, struct link *link, const Dirigent__FromControlPlane *m)
 {
     struct worker *w = user;
-    Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
-    if (m == NULL) {
-        link_close(link, ERR_PROTOCOL, "a message could not be read");
-        return;
-    }
-    if (m->epoch < w->epoch) { /* an old leader that does not know it yet */
-        log_warn("control_plane.stale", LOG_U64("epoch", m->epoch), LOG_U64("seen", w->epoch));
-        link_close(link, ERR_STALE, "orders of an older epoch");
-    } else {
-        w->epoch = m->epoch;
-        if (m->welcome != NULL)
-            on_welcome(w, m->welcome);
-        if (w->welcome)
-            orders_take(w, m);
-    }
-    dirigent__from_control_plane__free_unpacked(m, NULL);
+    if (m->welcome != NULL)
+        on_welcome(w, m->welcome);
+    if (w->welcome)
+        orders_take(w, m);
 }
 
-static void on_link_closed(struct link *link, void *user, enum err err, const char *why)
+static void on_lost(void *user, const char *why)
 {
     struct worker *w = user;
+    if (w->welcome && !w->stopping)
+        log_warn("control_plane.lost", LOG_STR("why", why));
     w->link = NULL;
     w->welcome = false;
     logs_cancel_all(w->logs);
-    if (!w->stopping)
-        log_warn("control_plane.lost", LOG_STR("why", why));
+}
+
+static void on_dial_failed(void *user, const char *address, const char *why)
+{
+    struct worker *w = user;
+    if (w->said_unreachable || w->welcome)
+        return; /* once; `joined` ends it */
+    w->said_unreachable = true;
+    log_warn("control_plane.unreachable", LOG_STR("address", address), LOG_STR("why", why));
 }
 
 static void on_collect_timer(struct loop_timer *timer)
@@ -316,9 +320,10 @@ static void on_load_timer(struct loop_timer *timer)
 
 static void dial(struct worker *w)
 {
-    static const struct dialler_callbacks callbacks = {.on_up = on_up, .link = {.on_frame = on_frame, .on_closed = on_link_closed}};
+    static const struct replicas_callbacks callbacks = {
+        .on_hello = on_hello, .on_name = on_name, .on_message = on_message, .on_lost = on_lost, .on_failed = on_dial_failed};
     struct error e = {0};
-    if (w->dialler == NULL && dialler_new(w->loop, w->settings.control_plane, &callbacks, w, &w->dialler, &e) != ERR_OK) {
+    if (w->replicas == NULL && replicas_new(w->loop, w->settings.control_plane, &callbacks, w, &w->replicas, &e) != ERR_OK) {
         log_error("worker.failed", LOG_STR("why", e.text));
         w->failed = true;
         loop_stop(w->loop);
@@ -439,7 +444,8 @@ static void address_find(struct worker *w)
         (void)snprintf(w->address, sizeof(w->address), "%s", w->settings.address);
         return;
     }
-    if (address_parse(w->settings.control_plane, &peer, &bytes, NULL) == ERR_OK) {
+    cleanup(free_pointer) char *first = mem_printf("%.*s", (int)strcspn(w->settings.control_plane, ","), w->settings.control_plane);
+    if (address_parse(first, &peer, &bytes, NULL) == ERR_OK) {
         cleanup(fd_close) int fd = socket(peer.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
         if (fd >= 0 && connect(fd, (struct sockaddr *)&peer, bytes) == 0 && getsockname(fd, (struct sockaddr *)&own, &own_bytes) == 0)
             address_format((struct sockaddr *)&own, text, sizeof(text));
@@ -593,7 +599,7 @@ int worker_main(int argc, char **argv)
         return err_exit_code(err);
     }
     loop_run(w.loop);
-    dialler_free(w.dialler);
+    replicas_free(w.replicas);
     http_server_free(w.http);
     loop_run_once(w.loop, 0);
     launcher_client_free(w.launcher);
