@@ -6,4 +6,6 @@ extern const struct command command_up, command_control_plane, command_data_plan
 extern const struct command command_deploy, command_apply, command_scale, command_delete;
 extern const struct command command_invoke, command_list, command_describe, command_logs,
     command_sandboxes, command_workers, command_data_planes, command_status;
+extern const struct command command_worker_cordon, command_worker_uncordon, command_worker_drain,
+    command_worker_remove, command_data_plane_remove;
 extern const struct command command_completion;

@@ -17,6 +17,12 @@ static void print_program_flags(const struct command *c)
     printf(" $(dirigent %s --help 2>/dev/null | grep -o -- '^  --[a-z-]*')", c->name);
 }
 
+/* `worker drain`: completed like `worker`. */
+static bool is_of_two_words(const struct command *c)
+{
+    return strchr(c->name, ' ') != NULL;
+}
+
 static void print_script(bool zsh)
 {
     if (zsh)
@@ -26,7 +32,8 @@ static void print_script(bool zsh)
            "before=${COMP_WORDS[COMP_CWORD-1]}\n"
            "    if [ \"$COMP_CWORD\" = 1 ]; then\n        COMPREPLY=($(compgen -W '");
     for (size_t i = 0; i < command_count; i++)
-        printf("%s%s", i > 0 ? " " : "", commands[i]->name);
+        if (!is_of_two_words(commands[i]))
+            printf("%s%s", i > 0 ? " " : "", commands[i]->name);
     printf(
         "' -- \"$word\"))\n        return\n    fi\n"
         "    case $before in\n"
@@ -37,13 +44,15 @@ static void print_script(bool zsh)
         "    esac\n"
         "    if [[ $word != -* ]]; then\n        case $command in\n            ");
     for (size_t i = 0, shown = 0; i < command_count; i++)
-        if (strstr(commands[i]->arguments, "NAME") != NULL)
+        if (strstr(commands[i]->arguments, "NAME") != NULL && !is_of_two_words(commands[i]))
             printf("%s%s", shown++ > 0 ? "|" : "", commands[i]->name);
     printf(")\n                COMPREPLY=($(compgen -W \"$(dirigent list 2>/dev/null | awk 'NR > 1 "
            "{print $1}')\" "
            "-- \"$word\")) ;;\n        esac\n        return\n    fi\n    case $command in\n");
     for (size_t i = 0; i < command_count; i++) {
         const struct command *c = commands[i];
+        if (is_of_two_words(c))
+            continue;
         printf("        %s%s%s) COMPREPLY=($(compgen -W \"", c->name, c->alias != NULL ? "|" : "",
                c->alias != NULL ? c->alias : "");
         if (c->program != NULL)

@@ -13,7 +13,7 @@ static enum err run_version(const struct command_input *in, struct error *e);
 static const struct command command_help = {.name = "help",
                                             .arguments = "[COMMAND]",
                                             .group = GROUP_OTHER,
-                                            .arguments_max = 1,
+                                            .arguments_max = 2,
                                             .summary = "what there is, or more about one command",
                                             .run = run_help};
 static const struct command command_version = {.name = "version",
@@ -25,6 +25,8 @@ static const struct command command_version = {.name = "version",
 /* clang-format off */
 const struct command *const commands[] = {
     &command_up, &command_control_plane, &command_data_plane, &command_worker,
+    &command_worker_cordon, &command_worker_uncordon, &command_worker_drain, &command_worker_remove,
+    &command_data_plane_remove,
     &command_deploy, &command_apply, &command_scale, &command_delete,
     &command_invoke, &command_list, &command_describe, &command_logs, &command_sandboxes,
     &command_workers, &command_data_planes, &command_status,
@@ -40,6 +42,13 @@ const struct command *command_find(const char *name)
             (commands[i]->alias != NULL && strcmp(commands[i]->alias, name) == 0))
             return commands[i];
     return NULL;
+}
+
+/* "worker", "drain" -> the command of two words; NULL: there is none. */
+static const struct command *command_find_two(const char *first, const char *second)
+{
+    cleanup(free_pointer) char *name = mem_printf("%.32s %.32s", first, second);
+    return command_find(name);
 }
 
 static enum err refuse_unknown(const char *name, struct error *e)
@@ -103,7 +112,8 @@ static enum err run_help(const struct command_input *in, struct error *e)
         print_overview();
         return ERR_OK;
     }
-    const struct command *c = command_find(in->arguments[0]);
+    const struct command *c = in->argument_count == 2 ? command_find_two(in->arguments[0], in->arguments[1])
+                                                      : command_find(in->arguments[0]);
     if (c == NULL)
         return refuse_unknown(in->arguments[0], e);
     if (c->program == NULL)
@@ -158,7 +168,14 @@ int main(int argc, char **argv)
         name = "help";
     if (strcmp(name, "--version") == 0)
         name = "version";
+    const struct command *two = argc > 2 ? command_find_two(name, argv[2]) : NULL;
+    if (two != NULL)
+        return run_client(two, argc - 2, argv + 2);
     const struct command *command = command_find(name);
+    if (command != NULL && command->program != NULL && argc > 2 && argv[2][0] != '-') {
+        cleanup(free_pointer) char *words = mem_printf("%.32s %.32s", name, argv[2]);
+        return end(refuse_unknown(words, &e), &e);
+    }
     if (command == NULL)
         return end(refuse_unknown(name, &e), &e);
     if (command->program != NULL)

@@ -24,7 +24,11 @@ static const struct route routes[] = {
     {HTTP_PUT,    "/v1/functions/*/code", handle_code_put},
     {HTTP_GET,    "/v1/functions/*/logs", handle_logs_get},
     {HTTP_GET,    "/v1/workers",          handle_workers_list},
+    {HTTP_GET,    "/v1/workers/*",        handle_worker_get},
+    {HTTP_PATCH,  "/v1/workers/*",        handle_worker_patch},
+    {HTTP_DELETE, "/v1/workers/*",        handle_worker_delete},
     {HTTP_GET,    "/v1/data-planes",      handle_data_planes_list},
+    {HTTP_DELETE, "/v1/data-planes/*",    handle_data_plane_delete},
     {HTTP_GET,    "/v1/sandboxes",        handle_sandboxes_list},
     {HTTP_GET,    "/v1/status",           handle_status},
     {HTTP_GET,    "/healthz",             handle_healthz},
@@ -358,6 +362,18 @@ static void answer_not_allowed(struct http_exchange *x, struct str path)
                          header.data);
 }
 
+static bool names_a_function(const struct route *route)
+{
+    return str_has_prefix(str_of(route->path), STR("/v1/functions/"));
+}
+
+static enum err peer_name_check(const char *name, struct error *e)
+{
+    return name[0] != '\0' && strlen(name) <= PEER_NAME_BYTES_MAX
+               ? ERR_OK
+               : error_field(e, ERR_INVALID, "name", "the name in the path is empty or too long");
+}
+
 /* Runs the handler of a route whose path and method fit. */
 static void run_route(struct api *api, struct http_exchange *x, const struct route *route,
                       struct str encoded_name)
@@ -370,7 +386,7 @@ static void run_route(struct api *api, struct http_exchange *x, const struct rou
         if (err != ERR_OK)
             err = error_field(&e, ERR_INVALID, "name", "the name in the path is not valid");
         else
-            err = function_name_check(str_of(name), &e);
+            err = names_a_function(route) ? function_name_check(str_of(name), &e) : peer_name_check(name, &e);
     }
     if (err == ERR_OK)
         route->handler(api->cp, x, name);

@@ -1,5 +1,6 @@
 /* api_lists.c - workers, data planes, sandboxes, status, health, metrics. */
 #include "control_plane/api_internal.h"
+#include "base/log.h"
 #include "control_plane/blobs.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,7 @@ static json_t *worker_to_json(const struct control_plane *cp, const struct worke
     struct peer_view peer = {.software = "", .heard_ms_ago = UINT64_MAX};
     (void)links_peer(cp->links, v->worker_id, &peer);
     return json_pack(
-        "{s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:o}",
+        "{s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:o}",
         "id", (json_int_t)v->worker_id, "name", v->name, "state", worker_state_name(v), "address",
         peer.record != NULL ? peer.record->address : "", "software", peer.software, "cpu_milli",
         (json_int_t)v->cpu_milli, "cpu_reserved_milli", (json_int_t)v->cpu_reserved_milli,
@@ -35,7 +36,7 @@ static json_t *worker_to_json(const struct control_plane *cp, const struct worke
         (json_int_t)v->memory_bytes, "memory_reserved_bytes", (json_int_t)v->memory_reserved_bytes,
         "memory_used_bytes", (json_int_t)peer.load.memory_used_bytes, "slots", (json_int_t)v->slots,
         "sandboxes", (json_int_t)v->sandboxes, "blanks_ready", (json_int_t)peer.load.blanks_ready,
-        "disk_free_bytes", (json_int_t)peer.load.disk_free_bytes, "cordoned", (int)v->cordoned,
+        "disk_free_bytes", (json_int_t)peer.load.disk_free_bytes, "use", worker_use_name(v->use),
         "heard_ms", heard_json(peer.heard_ms_ago));
 }
 
@@ -47,6 +48,126 @@ void handle_workers_list(struct control_plane *cp, struct http_exchange *x, cons
     while (control_worker_next(cp->core, &cursor, &v))
         json_array_append_new(items, worker_to_json(cp, &v));
     answer_json(x, 200, json_pack("{s:o}", "items", items));
+}
+
+static bool worker_find(const struct control_plane *cp, const char *name, struct worker_view *ret)
+{
+    size_t cursor = 0;
+    while (control_worker_next(cp->core, &cursor, ret))
+        if (strcmp(ret->name, name) == 0)
+            return true;
+    return false;
+}
+
+void handle_worker_get(struct control_plane *cp, struct http_exchange *x, const char *name)
+{
+    struct worker_view v;
+    if (worker_find(cp, name, &v))
+        answer_json(x, 200, worker_to_json(cp, &v));
+    else
+        answer_error_status(x, 404, err_name(ERR_NOT_FOUND), "there is no worker of this name", "name");
+}
+
+struct peer_call { /* one change by an operator */
+    struct control_plane *cp;
+    struct http_exchange *x; /* NULL: the client went away */
+    struct links_change change;
+};
+
+static void on_peer_changed(struct links_change *change, enum err err, const struct error *e)
+{
+    struct peer_call *call = container_of(change, struct peer_call, change);
+    struct worker_view v;
+    if (call->x != NULL && err != ERR_OK)
+        answer_error(call->x, err, e);
+    else if (call->x != NULL && !change->remove && worker_find(call->cp, change->name, &v))
+        answer_json(call->x, 200, worker_to_json(call->cp, &v));
+    else if (call->x != NULL)
+        answer_json(call->x, 200, json_pack("{s:s}", "name", change->name));
+    if (err == ERR_OK)
+        log_info(change->is_worker ? "worker.changed" : "data_plane.changed", LOG_STR("name", change->name),
+                 LOG_STR("to", change->remove ? "removed" : worker_use_name(change->use)));
+    free(call);
+}
+
+static void on_peer_client_gone(struct http_exchange *x, void *user)
+{
+    struct peer_call *call = user;
+    if (call->change.links == NULL) /* not under way: its body is awaited */
+        free(call);
+    else
+        call->x = NULL;
+}
+
+static struct peer_call *peer_call_new(struct control_plane *cp, struct http_exchange *x, const char *name,
+                                       bool is_worker)
+{
+    struct peer_call *call = mem_new(sizeof(*call));
+    call->cp = cp;
+    call->x = x;
+    call->change.is_worker = is_worker;
+    call->change.on_done = on_peer_changed;
+    (void)snprintf(call->change.name, sizeof(call->change.name), "%s", name);
+    http_exchange_set_user(x, call, on_peer_client_gone);
+    return call;
+}
+
+static void peer_remove(struct control_plane *cp, struct http_exchange *x, const char *name, bool is_worker)
+{
+    struct peer_call *call = peer_call_new(cp, x, name, is_worker);
+    call->change.remove = true;
+    links_change(cp->links, &call->change);
+}
+
+void handle_worker_delete(struct control_plane *cp, struct http_exchange *x, const char *name)
+{
+    peer_remove(cp, x, name, true);
+}
+
+void handle_data_plane_delete(struct control_plane *cp, struct http_exchange *x, const char *name)
+{
+    peer_remove(cp, x, name, false);
+}
+
+/* {"use": "all" | "cordoned" | "draining"} and nothing else. */
+static enum err read_use(struct str body, enum worker_use *ret_use, struct error *e)
+{
+    json_t *json = NULL, *value;
+    const char *key, *use = NULL;
+    enum err err = json_text_parse(body, &json, e);
+    if (err == ERR_OK && !json_is_object(json))
+        err = error_set(e, ERR_INVALID, "the body must be a JSON object with \"use\"");
+    json_object_foreach(json, key, value)
+    {
+        if (err == ERR_OK && strcmp(key, "use") != 0)
+            err = error_field(e, ERR_INVALID, key, "there is no field '%.64s'; the one there is is \"use\"", key);
+        use = json_string_value(value);
+    }
+    if (err == ERR_OK && (use == NULL || !worker_use_find(use, ret_use)))
+        err = error_field(e, ERR_INVALID, "use", "use must be \"all\", \"cordoned\" or \"draining\"");
+    json_decref(json);
+    return err;
+}
+
+static void on_worker_body(struct http_exchange *x, void *user, enum err err, char *data, size_t bytes)
+{
+    struct peer_call *call = user;
+    struct error e = {0};
+    if (err != ERR_OK)
+        return; /* on_gone is next */
+    err = read_use((struct str){data, bytes}, &call->change.use, &e);
+    if (err == ERR_OK) {
+        links_change(call->cp->links, &call->change);
+        return;
+    }
+    answer_error(x, err, &e);
+    free(call);
+}
+
+void handle_worker_patch(struct control_plane *cp, struct http_exchange *x, const char *name)
+{
+    struct peer_call *call = peer_call_new(cp, x, name, true);
+    http_exchange_read_body(x, 4096, on_worker_body, call);
 }
 
 /* ---- data planes ---- */

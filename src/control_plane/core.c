@@ -187,14 +187,20 @@ static void take(struct control *c, const struct control_event *e)
     case EVENT_WORKER_GOODBYE:
         goodbye(c, e->worker.worker_id);
         break;
-    case EVENT_WORKER_CORDON:
-        worker_cordon(c, e->cordon.worker_id, e->cordon.cordoned);
+    case EVENT_WORKER_USE:
+        worker_use(c, e->worker_use.worker_id, e->worker_use.use);
+        break;
+    case EVENT_WORKER_REMOVED:
+        worker_removed(c, e->worker.worker_id);
         break;
     case EVENT_PEER_ALIVE:
         peer_alive(c, e);
         break;
     case EVENT_DATA_PLANE_KNOWN:
         plane_known(c, e->data_plane.data_plane_id);
+        break;
+    case EVENT_DATA_PLANE_REMOVED:
+        plane_removed(c, e->data_plane.data_plane_id);
         break;
     case EVENT_DATA_PLANE_UP:
         plane_up(c, e);

@@ -18,6 +18,10 @@
  * deadline (function timeout + 5 s) passes. A draining sandbox never serves again: new demand starts another.
  * `max` bounds starting + ready; a probe comes on top of it.
  *
+ * A worker that drains: its ready sandboxes serve on but do not count (`leaving`), so others are started
+ * elsewhere; when those are ready, they drain. `max` still bounds all of them: at the maximum, one that leaves goes
+ * first. Without room elsewhere they stay.
+ *
  * Crash loops: failed starts back off 100 ms, doubled to 30 s, reset by a sandbox that stays ready for 10 s; waiting
  * requests get ORDER_FAIL_WAITING at once with the cause, when nothing of the function is starting or ready and the last
  * failure was one before it listened: what crashed by a request may serve others. Without
@@ -80,6 +84,12 @@ struct sandbox_load {
     uint32_t in_flight;
 };
 
+enum worker_use {
+    WORKER_USE_ALL,
+    WORKER_USE_CORDONED, /* no new sandboxes; those that are there serve on */
+    WORKER_USE_DRAINING, /* as cordoned, and each that serves there leaves as soon as others serve in its place */
+};
+
 enum event_kind {
     EVENT_TICK,              /* time has passed; the shell calls at control_next_due_ms() */
     EVENT_FUNCTION_PUT,      /* create or update; also when loading the store */
@@ -88,11 +98,13 @@ enum event_kind {
     EVENT_WORKER_UP,         /* said hello, with all its sandboxes */
     EVENT_WORKER_CLOSED,     /* connection closed: suspected */
     EVENT_WORKER_GOODBYE,    /* left on purpose */
-    EVENT_WORKER_CORDON,     /* flag: no new placements */
+    EVENT_WORKER_USE,        /* what an operator lets it be used for */
+    EVENT_WORKER_REMOVED,    /* an operator forgets it */
     EVENT_PEER_ALIVE,        /* anything was heard from worker or data plane */
     EVENT_DATA_PLANE_KNOWN,  /* from the store, before it has connected */
     EVENT_DATA_PLANE_UP,     /* said hello, with the sandboxes it knows */
     EVENT_DATA_PLANE_CLOSED,
+    EVENT_DATA_PLANE_REMOVED, /* an operator forgets one that is away */
     EVENT_DEMAND,
     EVENT_LOADS,             /* what sandboxes have in flight at a data plane: idle ones are stopped first */
     EVENT_DRAINED,
@@ -121,11 +133,11 @@ struct control_event {
             size_t sandbox_count;
             const char (*code_digests)[72];         /* for locality */
             size_t code_digest_count;
-        } worker; /* KNOWN, UP, CLOSED, GOODBYE; KNOWN needs id and name, CLOSED and GOODBYE the id */
+        } worker; /* KNOWN, UP, CLOSED, GOODBYE; KNOWN needs id and name, CLOSED, GOODBYE and REMOVED the id */
         struct {
             uint64_t worker_id;
-            bool cordoned;
-        } cordon;
+            enum worker_use use;
+        } worker_use;
         struct {
             bool is_worker;
             uint64_t id;
@@ -134,7 +146,7 @@ struct control_event {
             uint64_t data_plane_id;
             const uint64_t *known_sandbox_ids;
             size_t known_sandbox_count;
-        } data_plane; /* KNOWN, UP, CLOSED */
+        } data_plane; /* KNOWN, UP, CLOSED, REMOVED */
         struct {
             uint64_t data_plane_id, function_id;
             uint32_t in_flight, waiting;
@@ -226,7 +238,7 @@ struct worker_view {
     uint64_t worker_id;
     const char *name;
     enum { WORKER_AWAITED, WORKER_ALIVE, WORKER_SUSPECTED, WORKER_DEAD } state;
-    bool cordoned;
+    enum worker_use use;
     uint32_t cpu_milli, cpu_reserved_milli, slots, sandboxes;
     uint64_t memory_bytes, memory_reserved_bytes;
     uint64_t heard_ms;

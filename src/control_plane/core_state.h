@@ -45,6 +45,7 @@ struct core_version {
     struct code *code;        /* NULL: it needs none */
     uint32_t starting, ready; /* its sandboxes */
     uint32_t doubtful;        /* of `starting`: on workers that are away */
+    uint32_t leaving;         /* of `ready`: on workers that drain */
 };
 
 struct demand { /* of one function at one data plane */
@@ -90,7 +91,7 @@ struct core_worker {
     uint64_t id;
     char *name;
     int state; /* as in struct worker_view */
-    bool cordoned;
+    enum worker_use use;
     struct room room;
     struct list sandboxes;
     uint64_t heard_ms;
@@ -106,6 +107,7 @@ struct core_sandbox {
     uint32_t version;
     enum sandbox_state state; /* sandbox_move() writes it */
     bool doubtful;            /* starting on a worker that is away */
+    bool leaving;             /* its worker drains */
     uint32_t cpu_milli;       /* as reserved */
     uint64_t memory_bytes;
     uint64_t undrained;                 /* data planes that have not said drained */
@@ -184,7 +186,8 @@ void worker_known(struct control *c, const struct control_event *e);
 void worker_up(struct control *c, const struct control_event *e);
 void worker_closed(struct control *c, uint64_t worker_id);
 void worker_end(struct control *c, struct core_worker *w);
-void worker_cordon(struct control *c, uint64_t worker_id, bool cordoned);
+void worker_use(struct control *c, uint64_t worker_id, enum worker_use use);
+void worker_removed(struct control *c, uint64_t worker_id);
 void worker_free(struct control *c, struct core_worker *w);
 struct code *code_take(struct control *c, const char *digest); /* NULL for "" */
 void code_drop(struct control *c, struct code *code);          /* NULL is nothing */
@@ -193,6 +196,7 @@ bool code_has_worker(const struct code *code, const struct core_worker *w);
 
 /* planes.c */
 struct data_plane *plane_find(struct control *c, uint64_t id);
+void plane_removed(struct control *c, uint64_t id);
 void plane_known(struct control *c, uint64_t id);
 void plane_up(struct control *c, const struct control_event *e);
 void plane_closed(struct control *c, uint64_t id);
@@ -221,6 +225,7 @@ void sandbox_drain(struct control *c, struct core_sandbox *s);
 void sandbox_stop_when_drained(struct control *c, struct core_sandbox *s);
 void sandbox_stop_tell(struct control *c, const struct core_sandbox *s);
 void sandbox_doubt(struct core_sandbox *s, bool doubtful);
+void sandbox_leave(struct core_sandbox *s, bool leaving); /* the caller touches its function */
 void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbox_report *why);
 void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id);
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "control_plane/blobs.h"
 #include "control_plane/log_requests.h"
+#include "control_plane/members.h"
 #include "control_plane/outbox.h"
 #include "control_plane/registry.h"
 #include <errno.h>
@@ -24,12 +25,14 @@ struct known { /* a registered peer, for ever */
     struct peer_record record;
     bool is_worker;
     struct peer *peer; /* its connection that is up, or NULL */
+    bool changing;     /* by an operator: waits for the disk */
     uint64_t heard_ns; /* 0: never */
 };
 enum peer_state {
     PEER_NEW,
     PEER_STANDING, /* we do not lead; its name is known, no more */
     PEER_ASKED,    /* as new: its whole Hello was asked for */
+    PEER_MEMBER, /* another control plane: members.h has it */
     PEER_STORING,
     PEER_UP,
     PEER_CLOSING
@@ -118,6 +121,14 @@ void links_load(struct links *l, enum store_kind kind, const struct peer_record 
     known_add(l, kind == STORE_WORKER, record);
 }
 
+static void tell_use(struct links *l, const struct peer_record *record)
+{
+    struct control_event event = {.kind = EVENT_WORKER_USE};
+    event.worker_use.worker_id = record->id;
+    event.worker_use.use = record->use;
+    shell_step(l->cp, &event);
+}
+
 void links_tell_core(struct links *l)
 {
     size_t cursor = 0;
@@ -132,6 +143,8 @@ void links_tell_core(struct links *l)
             event.data_plane.data_plane_id = k->record.id;
         }
         shell_step(l->cp, &event);
+        if (k->record.use != WORKER_USE_ALL)
+            tell_use(l, &k->record);
     }
 }
 
@@ -821,6 +834,8 @@ static const char *objection(const struct links *l, const Dirigent__Hello *h)
         return "the protocol versions do not overlap: run versions that are nearer to each other";
     if (h->cluster[0] != '\0' && cluster[0] != '\0' && strcmp(h->cluster, cluster) != 0)
         return "it belongs to another cluster";
+    if (h->role == DIRIGENT__ROLE__ROLE_CONTROL_PLANE)
+        return l->cp->members != NULL ? NULL : "this control plane was told of no other one (--peers)";
     if (h->role != DIRIGENT__ROLE__ROLE_WORKER && h->role != DIRIGENT__ROLE__ROLE_DATA_PLANE)
         return "its role is neither worker nor data plane";
     if (!is_peer_name(h->name))
@@ -1051,13 +1066,18 @@ static void take_hello(struct peer *p, Dirigent__ToControlPlane *m)
     const char *why = objection(l, m->hello);
     if (why == NULL && is_being_stored(l, m->hello))
         why = "another connection with its name is being registered: try again";
-    if (why == NULL && l->cp->leads && !m->hello->standing) {
+    if (why == NULL && l->cp->leads && m->hello->role != DIRIGENT__ROLE__ROLE_CONTROL_PLANE && !m->hello->standing) {
         take_whole_hello(p, m);
         return;
     }
+    bool is_member = m->hello->role == DIRIGENT__ROLE__ROLE_CONTROL_PLANE;
+    if (why == NULL && is_member)
+        why = members_accept(l->cp->members, m->hello, p->link);
     dirigent__to_control_plane__free_unpacked(m, NULL);
     if (why != NULL)
         refuse(p, why);
+    else if (is_member)
+        p->state = PEER_MEMBER;
     else if (l->cp->leads)
         ask_hello(p);
     else
@@ -1074,6 +1094,7 @@ static void take_whole_hello(struct peer *p, Dirigent__ToControlPlane *m)
     record_from_hello(p, h);
     struct known *k = known_find(l, p->is_worker, h->name);
     p->record.id = k != NULL ? k->record.id : l->cp->next_id;
+    p->record.use = k != NULL ? k->record.use : WORKER_USE_ALL;
     if (k != NULL && strcmp(k->record.address, p->record.address) == 0) {
         bring_up(p, k);
         return;
@@ -1081,6 +1102,86 @@ static void take_whole_hello(struct peer *p, Dirigent__ToControlPlane *m)
     if (k == NULL)
         l->cp->next_id++;
     store_peer(p);
+}
+
+/* ---- what operators change ---- */
+
+static void tell_removed(struct links *l, const struct known *k)
+{
+    struct control_event event = {.kind = k->is_worker ? EVENT_WORKER_REMOVED : EVENT_DATA_PLANE_REMOVED};
+    if (k->is_worker)
+        event.worker.worker_id = k->record.id;
+    else
+        event.data_plane.data_plane_id = k->record.id;
+    shell_step(l->cp, &event);
+}
+
+static void known_remove(struct links *l, struct known *k)
+{
+    char key[PEER_NAME_BYTES_MAX + 16];
+    known_key(k->is_worker, k->record.name, key, sizeof(key));
+    (void)strmap_remove(&l->by_name, str_of(key));
+    (void)map_remove(&l->known, k->record.id);
+    free(k);
+}
+
+static void on_change_stored(struct store_write *write, enum err err, const struct error *e)
+{
+    struct links_change *change = container_of(write, struct links_change, write);
+    struct links *l = change->links;
+    struct known *k = map_get(&l->known, change->record.id);
+    k->changing = false;
+    free(write->value);
+    write->value = NULL;
+    if (err == ERR_OK && change->remove) {
+        if (k->peer != NULL)
+            link_close(k->peer->link, ERR_CLOSED, "an operator removed it");
+        tell_removed(l, k);
+        if (k->peer == NULL) /* else it has come back while the disk was written: known, as new */
+            known_remove(l, k);
+    } else if (err == ERR_OK) {
+        k->record.use = change->use;
+        tell_use(l, &k->record);
+    }
+    change->on_done(change, err, e);
+}
+
+/* Of a worker that nobody drained, sandboxes would be lost. */
+static enum err check_change(struct links *l, const struct links_change *change, const struct known *k, struct error *e)
+{
+    if (k == NULL)
+        return error_field(e, ERR_NOT_FOUND, "name", "there is no %s '%s'", change->is_worker ? "worker" : "data plane",
+                           change->name);
+    if (k->changing || (k->peer != NULL && k->peer->write.value != NULL))
+        return error_field(e, ERR_CONFLICT, "name", "'%s' is being changed: try again", change->name);
+    if (change->remove && k->peer != NULL)
+        return error_field(e, ERR_CONFLICT, "name",
+                           "%s '%s' is connected: stop it first%s", change->is_worker ? "worker" : "data plane",
+                           change->name, change->is_worker ? " (after `dirigent worker drain`)" : "");
+    return ERR_OK;
+}
+
+void links_change(struct links *l, struct links_change *change)
+{
+    struct known *k = known_find(l, change->is_worker, change->name);
+    struct error e = {0};
+    enum err err = check_change(l, change, k, &e);
+    if (err != ERR_OK) {
+        change->on_done(change, err, &e);
+        return;
+    }
+    k->changing = true;
+    change->links = l;
+    change->record = k->record;
+    change->record.use = change->use;
+    change->write = (struct store_write){
+        .kind = k->is_worker ? STORE_WORKER : STORE_DATA_PLANE,
+        .id = k->record.id,
+        .value = change->remove ? NULL : peer_record_write(&change->record),
+        .next_id = l->cp->next_id,
+        .on_done = on_change_stored,
+    };
+    store_submit(l->cp->store, &change->write);
 }
 
 /* ---- the connection ---- */
@@ -1119,7 +1220,9 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
         take_hello(p, m);
         return;
     }
-    if (m->stale_epoch > p->links->cp->epoch)
+    if (p->state == PEER_MEMBER)
+        members_message(p->links->cp->members, link, m);
+    else if (m->stale_epoch > p->links->cp->epoch)
         shell_succeeded(p->links->cp, m->stale_epoch, "a worker or data plane has orders of it");
     else if (p->state == PEER_UP)
         take_message(p, m);
@@ -1157,6 +1260,8 @@ static void on_closed(struct link *link, void *user, enum err err, const char *w
                  LOG_STR("name", p->known->record.name), LOG_STR("why", why));
     if (p->state == PEER_UP)
         take_down(p);
+    else if (p->state == PEER_MEMBER)
+        members_closed(p->links->cp->members, link, err);
     p->state = PEER_CLOSING;
     peer_free_when_done(p);
 }

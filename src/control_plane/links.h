@@ -40,6 +40,20 @@ struct links_sync {
 void links_sync(struct links *l, struct links_sync *sync);
 void links_sync_cancel(struct links_sync *sync);
 
+/* ---- what operators change ---- */
+struct links_change { /* owned by the caller until on_done */
+    bool is_worker, remove;
+    char name[PEER_NAME_BYTES_MAX + 1];
+    enum worker_use use; /* unless removed */
+    /* ERR_OK: stored, and the core knows. ERR_NOT_FOUND, ERR_CONFLICT (it is there or has sandboxes, or is being
+     * changed), or the store's. May be told before links_change() returns; may be freed here. */
+    void (*on_done)(struct links_change *change, enum err err, const struct error *e);
+    struct links *links; /* the rest is links.c's */
+    struct store_write write;
+    struct peer_record record;
+};
+void links_change(struct links *l, struct links_change *change);
+
 /* ---- output of sandboxes ---- */
 struct log_query {
     uint64_t request_id, function_id;

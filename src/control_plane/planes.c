@@ -75,6 +75,18 @@ void plane_known(struct control *c, uint64_t id)
     c->awaited_planes++;
 }
 
+void plane_removed(struct control *c, uint64_t id)
+{
+    struct data_plane *p = plane_find(c, id);
+    if (p == NULL)
+        return;
+    plane_closed(c, id);
+    awaited_end(c, p);
+    plane_end(c, p);
+    map_done(&p->loads);
+    *p = (struct data_plane){.due = {.heap_index = SIZE_MAX, .kind = DUE_PLANE}};
+}
+
 /* ---- snapshots ---- */
 
 /* All routes and endpoints. */

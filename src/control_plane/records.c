@@ -93,10 +93,31 @@ enum err function_record_read(uint64_t id, const char *text, struct function_rec
     return ERR_OK;
 }
 
+static const char *const worker_use_names[] = {
+    [WORKER_USE_ALL] = "all", [WORKER_USE_CORDONED] = "cordoned", [WORKER_USE_DRAINING] = "draining"};
+
+const char *worker_use_name(enum worker_use use)
+{
+    return worker_use_names[use];
+}
+
+bool worker_use_find(const char *name, enum worker_use *ret_use)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(worker_use_names); i++) {
+        if (strcmp(worker_use_names[i], name) != 0)
+            continue;
+        *ret_use = (enum worker_use)i;
+        return true;
+    }
+    return false;
+}
+
 char *peer_record_write(const struct peer_record *r)
 {
     json_t *json = json_pack("{s:s, s:s}", "name", r->name, "address", r->address);
     assert(json != NULL); /* names and addresses are checked to be ASCII */
+    if (r->use != WORKER_USE_ALL)
+        json_object_set_new(json, "use", json_string(worker_use_name(r->use)));
     char *text = json_dumps(json, JSON_COMPACT);
     json_decref(json);
     return text;
@@ -110,8 +131,10 @@ enum err peer_record_read(uint64_t id, const char *text, struct peer_record *ret
         return ERR_CORRUPT;
     const char *name = json_string_value(json_object_get(json, "name"));
     const char *address = json_string_value(json_object_get(json, "address"));
+    const json_t *use = json_object_get(json, "use");
     struct peer_record record = {.id = id};
-    bool valid = name != NULL && address != NULL && strlen(name) < sizeof(record.name) &&
+    bool use_valid = use == NULL || (json_is_string(use) && worker_use_find(json_string_value(use), &record.use));
+    bool valid = use_valid && name != NULL && address != NULL && strlen(name) < sizeof(record.name) &&
                  strlen(address) < sizeof(record.address);
     if (valid) {
         snprintf(record.name, sizeof(record.name), "%s", name);
@@ -120,5 +143,5 @@ enum err peer_record_read(uint64_t id, const char *text, struct peer_record *ret
     }
     json_decref(json);
     return valid ? ERR_OK
-                 : error_set(e, ERR_CORRUPT, "the record of peer %" PRIu64 " has no name", id);
+                 : error_set(e, ERR_CORRUPT, "the record of peer %" PRIu64 " has no name, or a use that is not known", id);
 }

@@ -22,7 +22,11 @@ struct peer_record {
     uint64_t id;
     char name[PEER_NAME_BYTES_MAX + 1];
     char address[64]; /* a worker's host, a data plane's listen address */
+    enum worker_use use;
 };
+/* "all", "cordoned", "draining". */
+const char *worker_use_name(enum worker_use use);
+bool worker_use_find(const char *name, enum worker_use *ret_use);
 char *peer_record_write(const struct peer_record *r); /* the caller's to free */
 must_check enum err peer_record_read(uint64_t id, const char *text, struct peer_record *ret_record,
                                      struct error *e);

@@ -33,6 +33,7 @@ static void count(const struct core_sandbox *s, int32_t by)
         v->doubtful += s->doubtful ? (uint32_t)by : 0;
     } else if (s->state == SANDBOX_READY) {
         v->ready += (uint32_t)by;
+        v->leaving += s->leaving ? (uint32_t)by : 0;
     }
 }
 
@@ -51,6 +52,13 @@ void sandbox_doubt(struct core_sandbox *s, bool doubtful)
 {
     count(s, -1);
     s->doubtful = doubtful && s->state == SANDBOX_STARTING;
+    count(s, 1);
+}
+
+void sandbox_leave(struct core_sandbox *s, bool leaving)
+{
+    count(s, -1);
+    s->leaving = leaving;
     count(s, 1);
 }
 
@@ -93,6 +101,7 @@ struct core_sandbox *sandbox_new(struct control *c, struct core_function *f, str
     s->timeout_ms = spec->timeout_ms;
     s->stop_grace_ms = spec->stop_grace_ms;
     s->seen_step = c->steps;
+    s->leaving = w->use == WORKER_USE_DRAINING;
     s->due = (struct due){.heap_index = SIZE_MAX, .kind = DUE_SANDBOX};
     list_push_back(&f->sandboxes, &s->of_function);
     list_push_back(&w->sandboxes, &s->of_worker);

@@ -202,7 +202,7 @@ static void drain_some(struct control *c, struct core_function *f, const struct 
     list_for_each(s, &f->sandboxes, struct core_sandbox, of_function)
     {
         bool serves = s->state == SANDBOX_STARTING || s->state == SANDBOX_READY;
-        if (serves && s->version == v->number && !s->doubtful)
+        if (serves && s->version == v->number && !s->doubtful && !s->leaving)
             all[found++] = s;
     }
     if (count < found)
@@ -211,7 +211,53 @@ static void drain_some(struct control *c, struct core_function *f, const struct 
         sandbox_drain(c, all[i]);
 }
 
+/* ---- leaving a worker that drains ---- */
+
+/* Of those that are ready and leave. */
+static void leave_some(struct control *c, struct core_function *f, const struct core_version *v,
+                       uint32_t count)
+{
+    struct core_sandbox **all = core_scratch(c, v->leaving);
+    size_t found = 0;
+    list_for_each(s, &f->sandboxes, struct core_sandbox, of_function)
+    {
+        if (s->state == SANDBOX_READY && s->leaving && s->version == v->number)
+            all[found++] = s;
+    }
+    qsort(all, found, sizeof(struct core_sandbox *), compare_use);
+    for (size_t i = 0; i < MIN(found, (size_t)count); i++)
+        sandbox_drain(c, all[i]);
+}
+
+/* Whether others could be started now; if not, they stay. */
+static bool may_start(const struct control *c, const struct core_function *f)
+{
+    return c->now_ms >= f->retry_at_ms && !core_awaits_anybody(c) && placement_count(c->placement) > 0;
+}
+
+static void leaving_look(struct control *c, struct core_function *f, const struct core_version *v)
+{
+    uint32_t all = v->starting + v->ready, sure = v->ready - v->leaving;
+    uint32_t missing = f->wanted > sure + v->starting ? f->wanted - sure - v->starting : 0;
+    uint32_t most = function_policy(f)->scale_max;
+    uint32_t room = most > all ? most - all : 0;
+    if (v->leaving == 0 || core_awaits_anybody(c))
+        return;
+    if (sure >= f->wanted)
+        leave_some(c, f, v, v->leaving);
+    else if (missing > room && may_start(c, f))
+        leave_some(c, f, v, missing - room);
+    else if (all > most) /* it was lowered */
+        leave_some(c, f, v, all - most);
+}
+
 /* ---- one function ---- */
+
+/* Started, or soon to be, and here to stay. */
+static uint32_t sure_count(const struct core_version *v)
+{
+    return v->starting - v->doubtful + v->ready - v->leaving;
+}
 
 static void tick_begin(struct control *c, struct core_function *f, uint32_t have)
 {
@@ -243,10 +289,12 @@ void scale_function(struct control *c, struct core_function *f)
     }
     f->wanted = wanted_now(f);
     f->starving = false;
-    uint32_t sure = v->starting - v->doubtful + v->ready;
+    leaving_look(c, f, v);
+    uint32_t sure = sure_count(v), left = function_policy(f)->scale_max;
+    left -= MIN(left, v->starting - v->doubtful + v->ready);
     uint32_t at_most = core_awaits_anybody(c) ? function_policy(f)->scale_max : f->wanted;
     if (sure < f->wanted)
-        start_missing(c, f, v, f->wanted - sure);
+        start_missing(c, f, v, v->leaving > 0 ? MIN(f->wanted - sure, left) : f->wanted - sure);
     else if (sure > at_most)
         drain_some(c, f, v, sure - at_most);
     trial_start(c, f);
@@ -257,7 +305,7 @@ void scale_function(struct control *c, struct core_function *f)
         list_remove(&f->hungry);
         f->asked = false;
     }
-    sure = v->starting - v->doubtful + v->ready;
+    sure = sure_count(v);
     tick_begin(c, f, sure);
     due_plan(c, f, sure < f->wanted || trial_missing(f));
 }

@@ -20,6 +20,7 @@ struct control_plane_settings {
 
 struct registry;
 struct links;
+struct members;
 struct blobs;
 struct log_requests;
 struct api;
@@ -42,6 +43,7 @@ struct control_plane {
 
     struct registry *registry;
     struct links *links;
+    struct members *members; /* NULL: there is no other control plane */
     struct blobs *blobs;
     struct log_requests *logs;
     struct api *api;

@@ -91,7 +91,7 @@ bool control_worker_next(const struct control *c, size_t *cursor, struct worker_
         return false;
     *ret = (struct worker_view){.worker_id = w->id,
                                 .name = w->name,
-                                .cordoned = w->cordoned,
+                                .use = w->use,
                                 .cpu_milli = w->room.cpu_milli,
                                 .cpu_reserved_milli = w->room.cpu_reserved_milli,
                                 .slots = w->room.slots,

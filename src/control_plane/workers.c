@@ -101,7 +101,7 @@ void worker_free(struct control *c, struct core_worker *w)
 
 static void schedulable_update(struct control *c, struct core_worker *w)
 {
-    bool should = w->state == WORKER_ALIVE && !w->cordoned;
+    bool should = w->state == WORKER_ALIVE && w->use == WORKER_USE_ALL;
     if (should && !placement_has(&w->room)) {
         placement_add(c->placement, &w->room);
         c->room_came = true;
@@ -226,11 +226,27 @@ void worker_closed(struct control *c, uint64_t worker_id)
     }
 }
 
-void worker_cordon(struct control *c, uint64_t worker_id, bool cordoned)
+void worker_use(struct control *c, uint64_t worker_id, enum worker_use use)
+{
+    struct core_worker *w = map_get(&c->workers, worker_id);
+    if (w == NULL || w->use == use)
+        return;
+    w->use = use;
+    schedulable_update(c, w);
+    list_for_each(s, &w->sandboxes, struct core_sandbox, of_worker)
+    {
+        sandbox_leave(s, use == WORKER_USE_DRAINING);
+        function_touch(c, s->function);
+    }
+}
+
+void worker_removed(struct control *c, uint64_t worker_id)
 {
     struct core_worker *w = map_get(&c->workers, worker_id);
     if (w == NULL)
         return;
-    w->cordoned = cordoned;
-    schedulable_update(c, w);
+    worker_end(c, w);
+    placement_remove(c->placement, &w->room);
+    (void)map_remove(&c->workers, worker_id);
+    worker_free(c, w);
 }

@@ -19,6 +19,8 @@ struct http_server;
 struct http_exchange; /* one request and its answer; owned by the server */
 struct http_server_callbacks {
     void (*on_request)(struct http_exchange *x, void *user);
+    /* May be NULL. A connection has come; true: the callee has taken it over, with its descriptor. */
+    bool (*on_connection)(int fd, void *user);
 };
 must_check enum err http_server_new(struct loop *loop, const char *listen_address,
                                     const struct http_server_callbacks *callbacks, void *user,

@@ -68,13 +68,13 @@ static void on_leader_up(struct sim *s, const struct event *e)
     leader_start(s);
 }
 
-static void worker_cordon(struct sim *s, uint32_t worker, bool cordoned)
+static void worker_use(struct sim *s, uint32_t worker, enum worker_use use)
 {
-    struct control_event e = {.kind = EVENT_WORKER_CORDON};
+    struct control_event e = {.kind = EVENT_WORKER_USE};
     if (s->core == NULL)
         return;
-    e.cordon.worker_id = worker + 1;
-    e.cordon.cordoned = cordoned;
+    e.worker_use.worker_id = worker + 1;
+    e.worker_use.use = use;
     leader_event(s, &e);
 }
 
@@ -109,7 +109,7 @@ static void cluster_fault(struct sim *s)
         }
         break;
     case 4:
-        worker_cordon(s, worker, sim_chance(s, 2));
+        worker_use(s, worker, (enum worker_use)sim_below(s, 3));
         break;
     case 5:
         if (sim_chance(s, 3))
@@ -178,7 +178,7 @@ static void on_mend(struct sim *s, const struct event *e)
             (void)store_put(s, name, &n, true, sim_chance(s, 2));
     }
     for (uint32_t worker = 0; worker < WORKERS; worker++)
-        worker_cordon(s, worker, false);
+        worker_use(s, worker, WORKER_USE_ALL);
     if (s->now_ms < FAULTS_END_MS + MENDING_MS)
         clock_after(s, 100, on_mend, 0, 0);
 }
