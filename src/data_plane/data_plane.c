@@ -187,6 +187,7 @@ static enum err start(struct data_plane *dp, struct error *e)
     find_name(dp);
     struct router_options options = {.shared = &dp->shared, .control_plane = dp->settings.control_plane, .name = dp->name,
                                       .cluster_name = dp->settings.cluster_name, .listen_address = dp->listen_address,
+                                      .data_path = dp->data_path,
                                       .user = dp, .on_stopped = on_stopped};
     err = router_new(&options, &dp->router, e);
     for (uint32_t i = 0; err == ERR_OK && i < dp->shared.thread_count; i++)

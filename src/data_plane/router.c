@@ -5,6 +5,7 @@
 #include "data_plane/router.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "data_plane/snapshot.h"
 #include "dirigent.pb-c.h"
 #include "wire/replicas.h"
 #include <stdio.h>
@@ -13,6 +14,8 @@
 #define REPORT_PERIOD_NS (HEARTBEAT_PERIOD_MS * NS_PER_MS)
 #define REPORT_PAUSE_NS (10 * NS_PER_MS) /* at least, between two messages */
 #define READMIT_NS NS_PER_S
+#define ALONE_NS (500 * NS_PER_MS) /* a control plane that has not come by then is away */
+#define KEEP_SHARE 50u             /* of its time, one part at most goes into snapshots */
 #define ENDPOINTS_LOOKED_AT_MAX 4096u
 
 /* The control thread's half of a route: its `control`. */
@@ -23,6 +26,7 @@ struct route_state {
     double average;     /* in flight, over the last period */
     uint64_t report_ns; /* while active: when its period ends */
     bool in_snapshot;
+    uint32_t queue_max, load_balancing; /* as told */
     uint32_t removed_left; /* endpoints removed, whose memory is still there */
 };
 
@@ -42,13 +46,15 @@ struct router {
     uint32_t thread; /* our index in dispatches */
     struct replicas *replicas;
     struct link *link; /* to the control plane that leads; NULL: none does */
-    bool welcome, stopping, said_unreachable;
+    bool welcome, stopping, said_unreachable, said_unwritten;
+    bool changed;                 /* what the file of the snapshot does not have */
+    uint64_t snapshot_next_ns;    /* not earlier */
     uint64_t sequence, taken; /* taken: the last message of this connection */
     uint64_t sync; /* asked for in this turn; 0: none */
     struct map routes;    /* function id -> struct route */
     struct map sandboxes; /* sandbox id -> struct sandbox_state */
     struct list active, garbage, due; /* of route_state */
-    struct loop_timer report;
+    struct loop_timer report, keep; /* keep: of the snapshot */
     struct loop_deferred flush;
     struct vector_u64 {
         uint64_t *items;
@@ -584,6 +590,8 @@ static void route_settings(struct route *r, const Dirigent__FunctionRoute *m)
     atomic_store(&r->request_body_bytes_max,
                  m->request_body_bytes_max > 0 ? m->request_body_bytes_max : REQUEST_BODY_BYTES_DEFAULT);
     atomic_store(&r->concurrency, m->concurrency);
+    state_of(r)->queue_max = m->queue_max;
+    state_of(r)->load_balancing = m->load_balancing;
 }
 
 static void route_put(struct router *c, const Dirigent__FunctionRoute *m)
@@ -686,6 +694,7 @@ static void forget_sandboxes(struct router *c)
 
 static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
 {
+    c->changed |= m->snapshot || m->n_routes + m->n_removed_functions + m->n_endpoints + m->n_drain_sandboxes + m->n_remove_sandboxes > 0;
     if (m->snapshot)
         snapshot_begin(c);
     for (size_t i = 0; i < m->n_routes; i++)
@@ -713,6 +722,117 @@ static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
             demand_due(r);
     }
     flush_later(c);
+}
+
+/* ---- the snapshot on the disk ---- */
+
+static size_t keep_routes(struct router *c, Dirigent__FunctionRoute *items)
+{
+    size_t cursor = 0, count = 0;
+    for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;) {
+        Dirigent__FunctionRoute *m = &items[count++];
+        *m = (Dirigent__FunctionRoute)DIRIGENT__FUNCTION_ROUTE__INIT;
+        m->function_id = r->id;
+        m->name = r->name;
+        m->concurrency = atomic_load(&r->concurrency);
+        m->load_balancing = (Dirigent__LoadBalancing)state_of(r)->load_balancing;
+        m->timeout_ms = (uint32_t)(atomic_load(&r->timeout_ns) / NS_PER_MS);
+        m->queue_max = state_of(r)->queue_max;
+        m->request_body_bytes_max = atomic_load(&r->request_body_bytes_max);
+    }
+    return count;
+}
+
+struct kept_endpoint {
+    Dirigent__Endpoint m;
+    char address[64];
+};
+
+/* Those that take new requests. */
+static size_t keep_endpoints(struct router *c, struct kept_endpoint *items)
+{
+    size_t cursor = 0, count = 0;
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;) {
+        const struct dispatch_endpoint *endpoint = dispatch_endpoint_find(s->route->dispatch, s->id);
+        if (endpoint == NULL || s->drained || s->forget_when_idle || dispatch_endpoint_is_ending(endpoint))
+            continue;
+        struct sandbox *sandbox = endpoint->user;
+        struct kept_endpoint *k = &items[count++];
+        address_format((const struct sockaddr *)&sandbox->address, k->address, sizeof(k->address));
+        k->m = (Dirigent__Endpoint)DIRIGENT__ENDPOINT__INIT;
+        k->m.sandbox_id = s->id;
+        k->m.function_id = s->route->id;
+        k->m.address = k->address;
+        k->m.worker = sandbox->worker;
+    }
+    return count;
+}
+
+static void keep_packed(struct router *c, const Dirigent__FromControlPlane *m)
+{
+    struct error e = {0};
+    size_t bytes = protobuf_c_message_get_packed_size(&m->base);
+    uint8_t *packed = mem_new(bytes + 1);
+    (void)protobuf_c_message_pack(&m->base, packed);
+    enum err err = snapshot_write(c->options.data_path, (struct str){(char *)packed, bytes}, &e);
+    free(packed);
+    if (err != ERR_OK && !c->said_unwritten)
+        log_warn("snapshot.not_written", LOG_STR("why", e.text)); /* it serves on; only a start alone would know less */
+    c->said_unwritten = err != ERR_OK;
+}
+
+static void keep(struct router *c)
+{
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    uint64_t begin_ns = clock_mono_ns();
+    Dirigent__FunctionRoute *routes = mem_new_array(c->routes.count + 1, sizeof(*routes));
+    struct kept_endpoint *endpoints = mem_new_array(c->sandboxes.count + 1, sizeof(*endpoints));
+    m.snapshot = true;
+    m.n_routes = keep_routes(c, routes);
+    m.routes = pointers_to(routes, m.n_routes, sizeof(*routes));
+    m.n_endpoints = keep_endpoints(c, endpoints);
+    m.endpoints = pointers_to(endpoints, m.n_endpoints, sizeof(*endpoints));
+    keep_packed(c, &m);
+    free(m.routes);
+    free(m.endpoints);
+    free(routes);
+    free(endpoints);
+    c->changed = false;
+    c->snapshot_next_ns = time_now(c) + KEEP_SHARE * (clock_mono_ns() - begin_ns);
+}
+
+/* Serves what was known, until a control plane says what is so now. */
+static void snapshot_take(struct router *c)
+{
+    cleanup(buf_done) struct buf packed = {0};
+    struct error e = {0};
+    enum err err = snapshot_read(c->options.data_path, clock_real_ms(), &packed, &e);
+    if (err == ERR_NOT_FOUND)
+        return;
+    Dirigent__FromControlPlane *m =
+        err == ERR_OK ? dirigent__from_control_plane__unpack(NULL, packed.bytes, (uint8_t *)packed.data) : NULL;
+    if (m == NULL) {
+        log_warn("snapshot.refused", LOG_STR("why", err == ERR_OK ? "it is no message of the protocol" : e.text));
+        return;
+    }
+    log_warn("snapshot.taken", LOG_STR("why", "no control plane is reached"), LOG_U64("functions", m->n_routes),
+             LOG_U64("sandboxes", m->n_endpoints));
+    take_orders(c, m);
+    atomic_store(&c->shared->ready, true);
+    dirigent__from_control_plane__free_unpacked(m, NULL);
+}
+
+/* The first time: has no control plane come by now? */
+static void on_keep(struct loop_timer *timer)
+{
+    struct router *c = container_of(timer, struct router, keep);
+    if (!atomic_load(&c->shared->ready) && !c->welcome)
+        snapshot_take(c);
+    else if (c->changed && time_now(c) >= c->snapshot_next_ns)
+        keep(c);
+    else
+        snapshot_touch(c->options.data_path);
+    loop_timer_start(c->loop, timer, time_now(c) + SNAPSHOT_TOUCH_MS * NS_PER_MS);
 }
 
 /* A control plane that was away, or is a new one, knows nothing of what is going on here. */
@@ -817,6 +937,8 @@ static void on_thread_stopped(struct thread_shared *shared)
     if (++c->threads_stopped < shared->thread_count)
         return;
     loop_timer_stop(c->loop, &c->report);
+    loop_timer_stop(c->loop, &c->keep);
+    snapshot_remove(c->options.data_path); /* it stops on purpose: whoever starts it again asks the control plane */
     if (c->link != NULL && c->welcome) {
         Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
         m.goodbye = true;
@@ -840,6 +962,7 @@ enum err router_new(const struct router_options *options, struct router **ret_ro
     list_init(&c->due);
     c->flush.on_turn_end = on_flush;
     loop_timer_init(&c->report, on_report);
+    loop_timer_init(&c->keep, on_keep);
     enum err err = replicas_new(c->loop, options->control_plane, &callbacks, c, &c->replicas, e);
     if (err != ERR_OK) {
         free(c);
@@ -849,6 +972,7 @@ enum err router_new(const struct router_options *options, struct router **ret_ro
     c->shared->on_endpoint_failed = on_endpoint_failed;
     c->shared->on_thread_stopped = on_thread_stopped;
     loop_timer_start(c->loop, &c->report, time_now(c) + REPORT_PERIOD_NS);
+    loop_timer_start(c->loop, &c->keep, loop_update_now(c->loop) + ALONE_NS);
     *ret_router = c;
     return ERR_OK;
 }
@@ -866,6 +990,7 @@ void router_free(struct router *c)
         return;
     size_t cursor = 0;
     loop_timer_stop(c->loop, &c->report);
+    loop_timer_stop(c->loop, &c->keep);
     loop_defer_cancel(&c->flush);
     for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;) {
         loop_timer_stop(c->loop, &s->readmit);

@@ -1,7 +1,8 @@
 /* router.h - the control thread of a data plane: the connection to the control plane, the routes and endpoints it tells of, and
  * the demand that is reported to it. Owns every route; the serving threads are told of changes (thread.h).
  *
- * While no control plane is reached all routes stay: warm requests go on, cold ones wait to their deadline. */
+ * While no control plane is reached all routes stay: warm requests go on, cold ones wait to their deadline. A data plane that
+ * starts then serves what its snapshot says (snapshot.h). */
 #pragma once
 #include "data_plane/thread.h"
 
@@ -11,6 +12,7 @@ struct router_options {
     struct thread_shared *shared; /* threads made, not yet started */
     const char *control_plane;    /* address */
     const char *name, *cluster_name, *listen_address;
+    const char *data_path; /* where its snapshot is kept */
     void *user;
     void (*on_stopped)(void *user); /* after router_stop(): all threads have ended their requests */
 };

@@ -136,6 +136,31 @@ def test_the_death_of_the_launcher_is_the_death_of_its_sandboxes(busy):
     assert busy.call("hello").status == 200
 
 
+def test_a_data_plane_that_starts_alone_serves_what_it_knew(busy):
+    snapshot = busy.data_dir / "data-plane" / "snapshot"
+    known = busy.sandboxes("hello", "ready")
+    wait_until(lambda: snapshot.exists() and all(s["address"].encode() in snapshot.read_bytes() for s in known), 10,
+               "the snapshot")
+    control_plane = busy.pid("control-plane")
+    os.kill(control_plane, signal.SIGSTOP)
+    try:
+        busy.wait_restarted("data-plane", busy.kill_program("data-plane"))
+
+        def served():
+            try:
+                return busy.call("hello").status == 200
+            except OSError:
+                return False
+        wait_until(served, 10, "an answer without a control plane")
+        assert all(busy.call("hello").status == 200 for _ in range(50))
+        assert busy.call("unknown").status == 404
+    finally:
+        os.kill(control_plane, signal.SIGCONT)
+    wait_until(lambda: "control_plane.joined" in busy.log().split("snapshot.taken")[-1], 20, "the control plane's return")
+    assert busy.call("hello").status == 200
+    assert sorted(s["id"] for s in busy.sandboxes("hello", "ready")) == sorted(s["id"] for s in known)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_in_the_middle_of_a_cold_start(new_cluster, program):
     cluster = new_cluster()
