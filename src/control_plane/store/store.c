@@ -1,9 +1,12 @@
 /* store.c - the store's thread: group commit over any back end. */
 #include "control_plane/store/store_backend.h"
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define TIDY_PERIOD_S 60
 
 struct store {
     const struct store_backend *backend;
@@ -19,10 +22,16 @@ struct store {
     enum err lost_err;          /* written by the store's thread before lost_post, read after it */
     struct error lost_error;
 
+    struct store_follower follower;
+    bool following;
+    pthread_t follow_thread;
+    atomic_bool follow_stop;
+    int reached; /* following thread: 1, 0, -1: not told yet */
+
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t wakeup;
     struct store_write *first, **last;
-    bool closing;
+    bool closing, take; /* take: the epoch is to be taken */
     struct store_numbers numbers;
 };
 
@@ -76,16 +85,28 @@ static void on_lost_post(struct loop_post *post)
 
 /* ---- store thread ---- */
 
-static struct store_write *take_queue(struct store *s)
+struct work { /* for the store's thread, one at a time */
+    struct store_write *batch;
+    bool take, end, idle;
+};
+
+static struct work take_work(struct store *s)
 {
+    struct work work = {0};
+    struct timespec until;
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += TIDY_PERIOD_S;
     pthread_mutex_lock(&s->mutex);
-    while (s->first == NULL && !s->closing)
-        pthread_cond_wait(&s->wakeup, &s->mutex);
-    struct store_write *batch = s->first;
+    while (s->first == NULL && !s->closing && !s->take && !work.idle)
+        work.idle = pthread_cond_timedwait(&s->wakeup, &s->mutex, &until) == ETIMEDOUT;
+    work.take = s->take;
+    s->take = false;
+    work.batch = s->first;
+    work.end = s->closing && s->first == NULL;
     s->first = NULL;
     s->last = &s->first;
     pthread_mutex_unlock(&s->mutex);
-    return batch;
+    return work;
 }
 
 static void tell_batch(struct store *s, struct store_write *batch, enum err err,
@@ -124,39 +145,185 @@ static void tell_lost(struct store *s, enum err err, const struct error *e)
     loop_post(s->loop, &s->lost_post);
 }
 
+struct taken_post {
+    struct loop_post post;
+    struct store *store;
+    enum err err;
+    uint64_t epoch, next_id;
+    struct error error;
+};
+
+static void on_taken_post(struct loop_post *post)
+{
+    struct taken_post *p = container_of(post, struct taken_post, post);
+    const struct store_follower *f = &p->store->follower;
+    f->on_taken(f->user, p->err, p->epoch, p->next_id, &p->error);
+    free(p);
+}
+
+static void take_now(struct store *s)
+{
+    struct taken_post *p = mem_new(sizeof(*p));
+    p->post.on_post = on_taken_post;
+    p->store = s;
+    p->err = s->backend->take_epoch(s->self, &p->epoch, &p->error);
+    if (p->err == ERR_OK) {
+        s->backend->catch_up(s->self);
+        s->epoch = p->epoch;
+        p->next_id = s->backend->next_id(s->self);
+    }
+    loop_post(s->loop, &p->post);
+}
+
+/* The first `count` of a chain, cut off. */
+static struct store_write *chain_cut(struct store_write *first, size_t count)
+{
+    struct store_write *last = first;
+    for (size_t i = 1; i < count; i++)
+        last = last->private.next;
+    struct store_write *rest = last->private.next;
+    last->private.next = NULL;
+    return rest;
+}
+
+/* ERR_OK, or why nothing more is to be written. */
+static enum err write_batch(struct store *s, struct store_write *batch, enum err lost, struct error *e)
+{
+    while (batch != NULL) {
+        uint64_t begin_ns = clock_mono_ns();
+        size_t count = 0;
+        enum err err = lost != ERR_OK ? lost : s->backend->commit(s->self, s->epoch, batch, &count, e);
+        struct store_write *rest = err == ERR_OK ? chain_cut(batch, count) : NULL;
+        note_numbers(s, batch, err, (clock_mono_ns() - begin_ns) / NS_PER_US);
+        tell_batch(s, batch, err, e);
+        batch = rest;
+        if (err != ERR_OK && err != ERR_NO_SPACE)
+            lost = err;
+    }
+    return lost;
+}
+
 static void *store_thread(void *argument)
 {
     struct store *s = argument;
     struct error error = {0};
-    bool lost = false;
-    struct store_write *batch;
-    while ((batch = take_queue(s)) != NULL) {
-        uint64_t begin_ns = clock_mono_ns();
-        enum err err = lost ? s->lost_err : s->backend->commit(s->self, s->epoch, batch, &error);
-        note_numbers(s, batch, err, (clock_mono_ns() - begin_ns) / NS_PER_US);
-        tell_batch(s, batch, err, &error);
-        if (err != ERR_OK && err != ERR_NO_SPACE && !lost) {
-            lost = true;
+    enum err lost = ERR_OK;
+    for (struct work work; !(work = take_work(s)).end;) {
+        if (work.take)
+            take_now(s);
+        enum err err = write_batch(s, work.batch, lost, &error);
+        if (err != ERR_OK && lost == ERR_OK)
             tell_lost(s, err, &error);
-        }
+        lost = err;
+        if (lost == ERR_OK && s->epoch > 0 && s->backend->tidy != NULL)
+            s->backend->tidy(s->self);
     }
     return NULL;
 }
 
+/* ---- following thread: what it is told goes to the loop's ---- */
+
+enum news { NEWS_RECORD, NEWS_EPOCH, NEWS_SYNCED, NEWS_REACHED };
+struct news_post {
+    struct loop_post post;
+    struct store *store;
+    enum news kind;
+    enum store_kind record_kind;
+    uint64_t number; /* id, epoch, reached */
+    char *text;      /* value, leader, why; NULL: none */
+};
+
+static void on_news_post(struct loop_post *post)
+{
+    struct news_post *p = container_of(post, struct news_post, post);
+    const struct store_follower *f = &p->store->follower;
+    switch (p->kind) {
+    case NEWS_RECORD:
+        f->on_record(f->user, p->record_kind, p->number, p->text);
+        break;
+    case NEWS_EPOCH:
+        f->on_epoch(f->user, p->number, p->text);
+        break;
+    case NEWS_SYNCED:
+        f->on_synced(f->user);
+        break;
+    case NEWS_REACHED:
+        f->on_reached(f->user, p->number != 0, p->text);
+        break;
+    }
+    free(p->text);
+    free(p);
+}
+
+static void post_news(struct store *s, enum news kind, enum store_kind record_kind, uint64_t number, const char *text)
+{
+    struct news_post *p = mem_new(sizeof(*p));
+    *p = (struct news_post){.post.on_post = on_news_post, .store = s, .kind = kind, .record_kind = record_kind,
+                            .number = number, .text = text != NULL ? mem_strdup(text) : NULL};
+    loop_post(s->loop, &p->post);
+}
+
+static void feed_record(void *user, enum store_kind kind, uint64_t id, const char *value)
+{
+    post_news(user, NEWS_RECORD, kind, id, value);
+}
+
+static void feed_epoch(void *user, uint64_t epoch, const char *leader)
+{
+    post_news(user, NEWS_EPOCH, 0, epoch, leader);
+}
+
+static void feed_synced(void *user)
+{
+    post_news(user, NEWS_SYNCED, 0, 0, NULL);
+}
+
+static void feed_reached(void *user, bool reached, const char *why)
+{
+    struct store *s = user;
+    if (s->reached == reached)
+        return;
+    s->reached = reached;
+    post_news(s, NEWS_REACHED, 0, reached, why);
+}
+
+static void *follow_thread(void *argument)
+{
+    struct store *s = argument;
+    struct error error = {0};
+    const struct store_feed feed = {s, feed_record, feed_epoch, feed_synced, feed_reached};
+    enum err err = s->backend->follow(s->self, &feed, &s->follow_stop, &error);
+    if (err != ERR_OK)
+        tell_lost(s, err, &error);
+    return NULL;
+}
+
 /* Signals are for the loop's thread. */
-static int create_thread(struct store *s)
+static int create_thread(struct store *s, pthread_t *thread, void *(*run)(void *), const char *name)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
-    int failure = pthread_create(&s->thread, NULL, store_thread, s);
+    int failure = pthread_create(thread, NULL, run, s);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failure == 0)
-        pthread_setname_np(s->thread, "store");
+        pthread_setname_np(*thread, name);
     return failure;
 }
 
 /* ---- loop thread ---- */
+
+static enum err start_threads(struct store *s, bool follow, struct error *e)
+{
+    int failure = create_thread(s, &s->thread, store_thread, "store");
+    s->started = failure == 0;
+    if (failure == 0 && follow) {
+        failure = create_thread(s, &s->follow_thread, follow_thread, "store-follow");
+        s->following = failure == 0;
+    }
+    return failure == 0 ? ERR_OK
+                        : error_set(e, err_from_errno(failure), "start the store's thread: %s", strerror(failure));
+}
 
 enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost, void *user,
                      struct error *e)
@@ -165,12 +332,29 @@ enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
     s->loop = loop;
     s->on_lost = on_lost;
     s->on_lost_user = user;
-    int failure = create_thread(s);
-    if (failure != 0)
-        return error_set(e, err_from_errno(failure), "start the store's thread: %s",
-                         strerror(failure));
-    s->started = true;
-    return ERR_OK;
+    return start_threads(s, false, e);
+}
+
+enum err store_follow(struct store *s, struct loop *loop, const struct store_follower *follower, struct error *e)
+{
+    assert(!s->started);
+    if (s->backend->follow == NULL)
+        return error_set(e, ERR_UNSUPPORTED, "the %s store is for one control plane: several need etcd", s->backend->name);
+    s->loop = loop;
+    s->follower = *follower;
+    s->on_lost = follower->on_lost;
+    s->on_lost_user = follower->user;
+    s->reached = -1;
+    return start_threads(s, true, e);
+}
+
+void store_take(struct store *s)
+{
+    assert(s->following);
+    pthread_mutex_lock(&s->mutex);
+    s->take = true;
+    pthread_cond_signal(&s->wakeup);
+    pthread_mutex_unlock(&s->mutex);
 }
 
 void store_submit(struct store *s, struct store_write *write)
@@ -199,8 +383,11 @@ void store_stop(struct store *s)
     s->closing = true;
     pthread_cond_signal(&s->wakeup);
     pthread_mutex_unlock(&s->mutex);
+    atomic_store(&s->follow_stop, true);
     pthread_join(s->thread, NULL);
-    s->started = false;
+    if (s->following)
+        pthread_join(s->follow_thread, NULL);
+    s->started = s->following = false;
 }
 
 void store_close(struct store *s)

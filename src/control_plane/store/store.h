@@ -9,8 +9,11 @@
  * Life: store_open() → store_take_epoch() → store_load() → store_start() → store_submit() … →
  * store_stop() → one turn of the loop → store_close(). All but store_submit() block; they are for start
  * and end of the program.
- * Loop thread only. Behind it is a back end (store_backend.h): SQLite here, etcd later, which will
- * also tell what others wrote through `on_lost`. */
+ * Loop thread only. Behind it is a back end (store_backend.h): SQLite for one control plane, etcd for several.
+ *
+ * Of several control planes each follows: store_open() → store_follow() → (store_take(), when it thinks that it should
+ * lead) → store_submit() … → store_stop() … A follower is told all records, and each change of them, so that
+ * it holds what a leader holds. */
 #pragma once
 #include "base/base.h"
 #include "loop/loop.h"
@@ -53,6 +56,24 @@ must_check enum err store_load(struct store *s, store_on_record *on_record, void
 /* on_lost: the store cannot be used any more (input or output error, or another leader took over);
  * told once, on the loop's thread. The program should end: what it holds may not be what is stored. */
 typedef void store_on_lost(void *user, enum err err, const char *why);
+/* ---- following (only stores that several control planes share; else ERR_UNSUPPORTED) ---- */
+struct store_follower { /* told on the loop's thread, in the order of the store's revisions */
+    void *user;
+    void (*on_record)(void *user, enum store_kind kind, uint64_t id, const char *value); /* NULL: it was deleted */
+    /* The newest epoch; our own too. */
+    void (*on_epoch)(void *user, uint64_t epoch, const char *leader);
+    void (*on_synced)(void *user); /* once: all that was there has been told */
+    void (*on_reached)(void *user, bool reached, const char *why); /* when that changes */
+    /* After store_take(). ERR_OK: we lead, and all that was written before has been told. ERR_STALE: another was
+     * faster. Else: the store was not reached in time. */
+    void (*on_taken)(void *user, enum err err, uint64_t epoch, uint64_t next_id, const struct error *e);
+    store_on_lost *on_lost;
+};
+must_check enum err store_follow(struct store *s, struct loop *loop, const struct store_follower *follower,
+                                 struct error *e);
+/* Tries once to begin a leadership: the epoch after the newest that was told. One at a time. */
+void store_take(struct store *s);
+
 must_check enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
                                 void *user, struct error *e);
 /* Writes are carried out in the order in which they were submitted. After store_stop() they fail

@@ -501,9 +501,12 @@ static enum err checkpoint_when_due(struct sqlite_store *s, struct error *e)
 }
 
 static enum err sqlite_store_commit(void *self, uint64_t epoch, const struct store_write *first,
-                                    struct error *e)
+                                    size_t *ret_count, struct error *e)
 {
     struct sqlite_store *s = self;
+    *ret_count = 0;
+    for (const struct store_write *w = first; w != NULL; w = w->private.next)
+        ++*ret_count;
     enum err err = checkpoint_when_due(s, e);
     if (err != ERR_OK)
         return err;

@@ -1,8 +1,6 @@
 /* store_test.c - the conformance suite of back ends (here: SQLite), damage, kills, and the thread.
  */
-#include "base/str.h"
-#include "control_plane/store/store_backend.h"
-#include "test.h"
+#include "control_plane/store/store_conformance.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -42,221 +40,57 @@ static void place_remove(struct place *p)
     CHECK_EQ(rmdir(p->directory), 0);
 }
 
-/* ---- a store with a loop ---- */
+/* ---- conformance ---- */
 
-struct bench {
-    struct loop *loop;
-    struct store *store;
-    uint64_t epoch, next_id;
-    struct buf records; /* "kind/id=value\n" of the load */
-    enum err lost;
-    unsigned lost_count;
-};
-
-static enum err note_record(void *user, enum store_kind kind, uint64_t id, const char *value,
-                            struct error *e)
+static void on_sqlite(void (*check)(const struct store_backend *backend, const char *where))
 {
-    struct bench *b = user;
-    buf_printf(&b->records, "%d/%" PRIu64 "=%s\n", (int)kind, id, value);
-    return ERR_OK;
-}
-
-static void note_lost(void *user, enum err err, const char *why)
-{
-    struct bench *b = user;
-    b->lost = err;
-    b->lost_count++;
-}
-
-static enum err bench_open_on(struct bench *b, const struct store_backend *backend,
-                              const char *path, struct error *e)
-{
-    *b = (struct bench){0};
-    enum err err = store_open(backend, path, &b->store, e);
-    if (err != ERR_OK)
-        return err;
-    err = store_take_epoch(b->store, &b->epoch, e);
-    if (err == ERR_OK)
-        err = store_load(b->store, note_record, b, &b->next_id, e);
-    if (err == ERR_OK)
-        err = loop_new(&b->loop, e);
-    if (err == ERR_OK)
-        err = store_start(b->store, b->loop, note_lost, b, e);
-    return err;
-}
-
-static void bench_close(struct bench *b)
-{
-    if (b->store != NULL)
-        store_stop(b->store);
-    if (b->loop != NULL) {
-        loop_run_once(b->loop, 0);
-        store_close(b->store);
-        loop_free(b->loop);
-    } else {
-        store_close(b->store);
-    }
-    buf_done(&b->records);
+    struct place p;
+    place_make(&p);
+    check(&store_sqlite, p.path);
+    place_remove(&p);
 }
 
 static void bench_open(struct bench *b, const char *path)
 {
-    struct error e = {0};
-    enum err err = bench_open_on(b, &store_sqlite, path, &e);
-    if (err != ERR_OK)
-        test_fail(__FILE__, __LINE__, "%s", e.text);
-    REQUIRE(err == ERR_OK);
+    bench_open_at(b, &store_sqlite, path);
 }
 
-struct put {
-    struct store_write write;
-    unsigned *done;
-    enum err err;
-};
-
-static void on_put(struct store_write *write, enum err err, const struct error *e)
+TEST(conforms_when_new)
 {
-    struct put *p = container_of(write, struct put, write);
-    p->err = err;
-    (*p->done)++;
+    on_sqlite(a_new_store_is_empty_and_its_first_epoch_is_1);
 }
 
-static void wait_for(struct bench *b, const unsigned *done, unsigned count)
+TEST(conforms_in_what_is_loaded)
 {
-    while (*done < count)
-        loop_run_once(b->loop, -1);
+    on_sqlite(what_was_put_is_loaded_in_order_and_ids_are_never_used_again);
 }
 
-/* One write, waited for. `value` NULL deletes. */
-static enum err put(struct bench *b, enum store_kind kind, uint64_t id, const char *value)
+PROPERTY(conforms_to_an_array)
 {
-    unsigned done = 0;
-    struct put p = {.write = {.kind = kind, .id = id, .value = (char *)value, .on_done = on_put},
-                    .done = &done};
-    store_submit(b->store, &p.write);
-    wait_for(b, &done, 1);
-    return p.err;
+    struct place p;
+    place_make(&p);
+    the_store_agrees_with_an_array(&store_sqlite, p.path, rng);
+    place_remove(&p);
 }
 
-/* ---- conformance ---- */
+TEST(conforms_in_refusing_a_leader_that_was_succeeded)
+{
+    on_sqlite(a_leader_that_was_succeeded_writes_nothing);
+}
 
-TEST(a_new_store_is_empty_and_its_first_epoch_is_1)
+TEST(conforms_in_sharing_transactions)
+{
+    on_sqlite(writes_that_wait_together_share_transactions_and_keep_their_order);
+}
+
+TEST(the_file_is_for_its_owner_only)
 {
     struct place p;
     struct bench b;
-    place_make(&p);
-    bench_open(&b, p.path);
-    CHECK_EQ(b.epoch, 1);
-    CHECK_EQ(b.next_id, 1);
-    CHECK_EQ(b.records.bytes, 0);
-    bench_close(&b);
     struct stat st;
+    place_make(&p);
+    bench_open(&b, p.path);
     CHECK(stat(p.path, &st) == 0 && (st.st_mode & 0777) == 0600);
-    place_remove(&p);
-}
-
-TEST(what_was_put_is_loaded_in_order_and_ids_are_never_used_again)
-{
-    struct place p;
-    struct bench b;
-    place_make(&p);
-    bench_open(&b, p.path);
-    CHECK_EQ(put(&b, STORE_WORKER, 7, "seven"), ERR_OK);
-    CHECK_EQ(put(&b, STORE_FUNCTION, 9, "nine"), ERR_OK);
-    CHECK_EQ(put(&b, STORE_FUNCTION, 2, "{\"two\":\"ü\"}"), ERR_OK);
-    CHECK_EQ(put(&b, STORE_FUNCTION, 9, "nine again"), ERR_OK);
-    CHECK_EQ(put(&b, STORE_DATA_PLANE, 30, ""), ERR_OK);
-    CHECK_EQ(put(&b, STORE_FUNCTION, 40, "short-lived"), ERR_OK);
-    CHECK_EQ(put(&b, STORE_FUNCTION, 40, NULL), ERR_OK);
-    CHECK_EQ(put(&b, STORE_FUNCTION, 41, NULL), ERR_OK); /* deleting nothing is no failure */
-    bench_close(&b);
-    bench_open(&b, p.path);
-    CHECK_EQ(b.epoch, 2);
-    CHECK_EQ(b.next_id, 42);
-    buf_append(&b.records, "", 1);
-    CHECK_STR(b.records.data, "0/2={\"two\":\"ü\"}\n0/9=nine again\n1/7=seven\n2/30=\n");
-    bench_close(&b);
-    place_remove(&p);
-}
-
-/* Whatever is put and deleted in whatever order: a plain array agrees after each reopening. */
-PROPERTY(the_store_agrees_with_an_array)
-{
-    struct place p;
-    struct bench b;
-    char model[STORE_KIND_COUNT][8][16] = {0};
-    place_make(&p);
-    for (int round = 0; round < 3; round++) {
-        bench_open(&b, p.path);
-        struct buf expected = {0};
-        for (int kind = 0; kind < STORE_KIND_COUNT; kind++)
-            for (int id = 1; id < 8; id++)
-                if (model[kind][id][0] != '\0')
-                    buf_printf(&expected, "%d/%d=%s\n", kind, id, model[kind][id]);
-        CHECK(str_equal(buf_str(&expected), buf_str(&b.records)));
-        buf_done(&expected);
-        for (uint64_t n = rng_below(rng, 20); n > 0; n--) {
-            unsigned kind = (unsigned)rng_below(rng, STORE_KIND_COUNT);
-            unsigned id = 1 + (unsigned)rng_below(rng, 7);
-            bool remove = rng_below(rng, 3) == 0;
-            snprintf(model[kind][id], 16, "%s", remove ? "" : "v");
-            if (!remove)
-                snprintf(model[kind][id], 16, "v%u", (unsigned)rng_below(rng, 1000));
-            CHECK_EQ(put(&b, kind, id, remove ? NULL : model[kind][id]), ERR_OK);
-        }
-        bench_close(&b);
-    }
-    place_remove(&p);
-}
-
-TEST(a_leader_that_was_succeeded_writes_nothing)
-{
-    struct place p;
-    struct error e = {0};
-    void *self = NULL;
-    uint64_t old_epoch = 0, new_epoch = 0;
-    place_make(&p);
-    REQUIRE(store_sqlite.open(p.path, &self, &e) == ERR_OK);
-    REQUIRE(store_sqlite.take_epoch(self, &old_epoch, &e) == ERR_OK);
-    REQUIRE(store_sqlite.take_epoch(self, &new_epoch, &e) == ERR_OK);
-    CHECK_EQ(new_epoch, old_epoch + 1);
-    struct store_write write = {.kind = STORE_FUNCTION, .id = 1, .value = (char *)"x"};
-    CHECK_EQ(store_sqlite.commit(self, old_epoch, &write, &e), ERR_STALE);
-    CHECK_EQ(store_sqlite.commit(self, new_epoch, &write, &e), ERR_OK);
-    store_sqlite.close(self);
-    place_remove(&p);
-}
-
-TEST(writes_that_wait_together_share_transactions_and_keep_their_order)
-{
-    enum { COUNT = 500 };
-    struct place p;
-    struct bench b;
-    struct store_numbers numbers;
-    static struct put puts[COUNT];
-    static char values[COUNT][16];
-    unsigned done = 0;
-    place_make(&p);
-    bench_open(&b, p.path);
-    for (unsigned i = 0; i < COUNT; i++) {
-        snprintf(values[i], sizeof(values[i]), "%u", i);
-        puts[i] = (struct put){.write = {.kind = STORE_FUNCTION,
-                                         .id = 1 + i % 5,
-                                         .value = values[i],
-                                         .on_done = on_put},
-                               .done = &done};
-        store_submit(b.store, &puts[i].write);
-    }
-    wait_for(&b, &done, COUNT);
-    store_numbers(b.store, &numbers);
-    CHECK_EQ(numbers.writes, COUNT);
-    CHECK(numbers.transactions < COUNT);
-    for (unsigned i = 0; i < COUNT; i++)
-        CHECK_EQ(puts[i].err, ERR_OK);
-    bench_close(&b);
-    bench_open(&b, p.path);
-    buf_append(&b.records, "", 1);
-    CHECK_STR(b.records.data, "0/1=495\n0/2=496\n0/3=497\n0/4=498\n0/5=499\n");
     bench_close(&b);
     place_remove(&p);
 }
@@ -581,8 +415,9 @@ static enum err broken_load(void *self, store_on_record *on_record, void *user,
     return ERR_OK;
 }
 static enum err broken_commit(void *self, uint64_t epoch, const struct store_write *first,
-                              struct error *e)
+                              size_t *ret_count, struct error *e)
 {
+    *ret_count = 1;
     broken_commits++;
     if (broken_commits == 2)
         return error_set(e, ERR_NO_SPACE, "full");
@@ -594,8 +429,12 @@ static void broken_close(void *self)
 
 TEST(after_an_io_error_nothing_is_written_and_the_owner_is_told_once)
 {
-    static const struct store_backend broken = {"broken",    broken_open,   broken_take_epoch,
-                                                broken_load, broken_commit, broken_close};
+    static const struct store_backend broken = {.name = "broken",
+                                                .open = broken_open,
+                                                .take_epoch = broken_take_epoch,
+                                                .load = broken_load,
+                                                .commit = broken_commit,
+                                                .close = broken_close};
     struct bench b;
     struct error e = {0};
     broken_commits = 0;

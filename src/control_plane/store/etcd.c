@@ -1,0 +1,405 @@
+/* etcd.c - libcurl and jansson. */
+#include "control_plane/store/etcd.h"
+#include <curl/curl.h>
+#include <openssl/evp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ANSWER_BYTES_MAX (64u * MIB)
+#define GRPC_UNKNOWN 2
+#define GRPC_DEADLINE_EXCEEDED 4
+#define GRPC_RESOURCE_EXHAUSTED 8
+#define GRPC_OUT_OF_RANGE 11
+#define GRPC_UNAVAILABLE 14
+
+struct etcd {
+    char *endpoints[ETCD_ENDPOINTS_MAX];
+    size_t count, current;
+    char *ca, *cert, *key;
+    bool single;
+    CURL *curl;
+    struct curl_slist *headers;
+};
+
+/* ---- where ---- */
+
+static enum err endpoint_add(struct etcd *c, struct str text, struct error *e)
+{
+    bool plain = str_has_prefix(text, STR("http://")), tls = str_has_prefix(text, STR("https://"));
+    if (c->count == ETCD_ENDPOINTS_MAX)
+        return error_set(e, ERR_USAGE, "more than %u members of etcd are given", ETCD_ENDPOINTS_MAX);
+    if (!plain && !tls)
+        return error_set(e, ERR_USAGE, "'%.*s' is no address of etcd such as https://10.0.0.1:2379", STR_ARG(text));
+    while (text.bytes > 0 && text.data[text.bytes - 1] == '/')
+        text.bytes--;
+    c->endpoints[c->count++] = mem_strndup(text.data, text.bytes);
+    return ERR_OK;
+}
+
+static enum err option_set(struct etcd *c, struct str text, struct error *e)
+{
+    static const struct {
+        struct str name;
+        size_t offset;
+    } files[] = {{STR("ca="), offsetof(struct etcd, ca)},
+                 {STR("cert="), offsetof(struct etcd, cert)},
+                 {STR("key="), offsetof(struct etcd, key)}};
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        if (!str_has_prefix(text, files[i].name))
+            continue;
+        char **place = (char **)((char *)c + files[i].offset);
+        free(*place);
+        *place = mem_strndup(text.data + files[i].name.bytes, text.bytes - files[i].name.bytes);
+        return ERR_OK;
+    }
+    if (!str_equal(text, STR("single=1")))
+        return error_set(e, ERR_USAGE, "'%.*s' is none of ca=, cert=, key=, single=1", STR_ARG(text));
+    c->single = true;
+    return ERR_OK;
+}
+
+/* The part up to `stop`; *at moves behind it. False at the end. */
+static bool part_take(const char **at, const char *stops, struct str *ret_part)
+{
+    if (**at == '\0')
+        return false;
+    *ret_part = (struct str){*at, strcspn(*at, stops)};
+    *at += ret_part->bytes;
+    return true;
+}
+
+static enum err where_read(struct etcd *c, const char *where, struct error *e)
+{
+    const char *at = where;
+    struct str part;
+    enum err err = ERR_OK;
+    while (err == ERR_OK && part_take(&at, ",?", &part)) {
+        err = endpoint_add(c, part, e);
+        if (*at != ',')
+            break;
+        at++;
+    }
+    if (err == ERR_OK && *at == '?')
+        at++;
+    while (err == ERR_OK && part_take(&at, "&", &part)) {
+        err = option_set(c, part, e);
+        at += *at == '&';
+    }
+    if (err == ERR_OK && c->count == 0)
+        err = error_set(e, ERR_USAGE, "no address of etcd is given");
+    return err;
+}
+
+static enum err curl_make(struct etcd *c, struct error *e)
+{
+    c->curl = curl_easy_init();
+    if (c->curl == NULL)
+        return error_set(e, ERR_NO_MEMORY, "no HTTP client could be made");
+    c->headers = curl_slist_append(c->headers, "Content-Type: application/json");
+    c->headers = curl_slist_append(c->headers, "Expect:");
+    return ERR_OK;
+}
+
+enum err etcd_open(const char *where, struct etcd **ret_etcd, struct error *e)
+{
+    struct etcd *c = mem_new(sizeof(*c));
+    enum err err = where_read(c, where, e);
+    if (err == ERR_OK)
+        err = curl_make(c, e);
+    if (err != ERR_OK) {
+        etcd_close(c);
+        return err;
+    }
+    *ret_etcd = c;
+    return ERR_OK;
+}
+
+enum err etcd_copy(const struct etcd *from, struct etcd **ret_etcd, struct error *e)
+{
+    struct etcd *c = mem_new(sizeof(*c));
+    for (size_t i = 0; i < from->count; i++)
+        c->endpoints[i] = mem_strdup(from->endpoints[i]);
+    c->count = from->count;
+    c->current = from->current;
+    c->ca = from->ca != NULL ? mem_strdup(from->ca) : NULL;
+    c->cert = from->cert != NULL ? mem_strdup(from->cert) : NULL;
+    c->key = from->key != NULL ? mem_strdup(from->key) : NULL;
+    c->single = from->single;
+    enum err err = curl_make(c, e);
+    if (err != ERR_OK) {
+        etcd_close(c);
+        return err;
+    }
+    *ret_etcd = c;
+    return ERR_OK;
+}
+
+void etcd_close(struct etcd *c)
+{
+    if (c == NULL)
+        return;
+    for (size_t i = 0; i < c->count; i++)
+        free(c->endpoints[i]);
+    free(c->ca);
+    free(c->cert);
+    free(c->key);
+    curl_slist_free_all(c->headers);
+    if (c->curl != NULL)
+        curl_easy_cleanup(c->curl);
+    free(c);
+}
+
+bool etcd_allows_single(const struct etcd *c)
+{
+    return c->single;
+}
+
+const char *etcd_endpoint(const struct etcd *c)
+{
+    return c->endpoints[c->current];
+}
+
+/* ---- one attempt ---- */
+
+static size_t on_bytes(char *data, size_t size, size_t count, void *user)
+{
+    struct buf *body = user;
+    if (body->bytes + size * count > ANSWER_BYTES_MAX)
+        return 0;
+    buf_append(body, data, size * count);
+    return size * count;
+}
+
+static void request_set(struct etcd *c, const char *url, const char *body, uint32_t attempt_ms)
+{
+    curl_easy_reset(c->curl); /* connections stay */
+    curl_easy_setopt(c->curl, CURLOPT_URL, url);
+    curl_easy_setopt(c->curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(c->curl, CURLOPT_NOPROXY, "*");
+    curl_easy_setopt(c->curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(c->curl, CURLOPT_TIMEOUT_MS, (long)attempt_ms);
+    curl_easy_setopt(c->curl, CURLOPT_CONNECTTIMEOUT_MS, (long)ETCD_ATTEMPT_MS);
+    curl_easy_setopt(c->curl, CURLOPT_TCP_NODELAY, 1L);
+    curl_easy_setopt(c->curl, CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_1_1);
+    curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, c->headers);
+    if (body != NULL)
+        curl_easy_setopt(c->curl, CURLOPT_POSTFIELDS, body);
+    if (c->ca != NULL)
+        curl_easy_setopt(c->curl, CURLOPT_CAINFO, c->ca);
+    if (c->cert != NULL)
+        curl_easy_setopt(c->curl, CURLOPT_SSLCERT, c->cert);
+    if (c->key != NULL)
+        curl_easy_setopt(c->curl, CURLOPT_SSLKEY, c->key);
+}
+
+static void member_next(struct etcd *c)
+{
+    c->current = (c->current + 1) % c->count;
+}
+
+/* What never left us was not carried out. */
+static enum err transport_error(struct etcd *c, CURLcode code, struct error *e)
+{
+    bool unsent = code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
+                  code == CURLE_SSL_CONNECT_ERROR || code == CURLE_PEER_FAILED_VERIFICATION ||
+                  code == CURLE_SSL_CERTPROBLEM || code == CURLE_SSL_CACERT_BADFILE;
+    curl_off_t connected_us = 0;
+    (void)curl_easy_getinfo(c->curl, CURLINFO_PRETRANSFER_TIME_T, &connected_us);
+    unsent |= code == CURLE_OPERATION_TIMEDOUT && connected_us == 0;
+    enum err err = error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s", etcd_endpoint(c),
+                             curl_easy_strerror(code));
+    member_next(c);
+    return err;
+}
+
+/* {"error": "...", "code": N}, the gateway's form of a gRPC status. */
+static enum err refusal(struct etcd *c, long status, const json_t *answer, struct error *e)
+{
+    const char *text = json_string_value(json_object_get(answer, "message"));
+    if (text == NULL)
+        text = json_string_value(json_object_get(answer, "error"));
+    if (text == NULL)
+        text = "it gave no reason";
+    uint64_t code = etcd_number(answer, "code");
+    enum err err = ERR_FAILED;
+    if (code == GRPC_RESOURCE_EXHAUSTED && strstr(text, "space exceeded") != NULL)
+        err = ERR_NO_SPACE;
+    else if (code == GRPC_OUT_OF_RANGE)
+        err = ERR_STALE;
+    else if (code == GRPC_UNAVAILABLE || code == GRPC_DEADLINE_EXCEEDED || code == GRPC_RESOURCE_EXHAUSTED ||
+             code == GRPC_UNKNOWN || status >= 500)
+        err = ERR_TIMEOUT; /* no leader, leader changed, timed out: it may have been carried out */
+    error_set(e, err, "etcd at %s: %s", etcd_endpoint(c), text);
+    if (err == ERR_TIMEOUT)
+        member_next(c);
+    return err;
+}
+
+enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint32_t attempt_ms, json_t **ret_answer,
+                  struct error *e)
+{
+    cleanup(free_pointer) char *url = mem_printf("%s%s", etcd_endpoint(c), path);
+    cleanup(free_pointer) char *text = request != NULL ? json_dumps(request, JSON_COMPACT) : NULL;
+    cleanup(buf_done) struct buf body = {0};
+    long status = 0;
+    request_set(c, url, text, attempt_ms);
+    curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_bytes);
+    curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &body);
+    CURLcode code = curl_easy_perform(c->curl);
+    if (code != CURLE_OK)
+        return transport_error(c, code, e);
+    (void)curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &status);
+    json_t *answer = json_loadb(body.bytes > 0 ? body.data : "", body.bytes, 0, NULL);
+    if (status == 200 && answer != NULL) {
+        *ret_answer = answer;
+        return ERR_OK;
+    }
+    if (status == 404) {
+        json_decref(answer);
+        return error_set(e, ERR_FAILED, "etcd at %s has no '%s': it must be 3.4 or newer, with its gRPC gateway enabled",
+                         etcd_endpoint(c), path);
+    }
+    enum err err = refusal(c, status, answer, e);
+    json_decref(answer);
+    return err;
+}
+
+static uint64_t now_ms(void)
+{
+    return clock_mono_ns() / NS_PER_MS;
+}
+
+enum err etcd_read(struct etcd *c, const char *path, const json_t *request, json_t **ret_answer, struct error *e)
+{
+    uint64_t end_ms = now_ms() + ETCD_DEADLINE_MS;
+    for (size_t attempt = 1;; attempt++) {
+        /* One that is large takes longer; a member that hangs is passed over quickly the first time round. */
+        uint32_t attempt_ms = attempt <= c->count ? ETCD_ATTEMPT_MS : 8 * ETCD_ATTEMPT_MS;
+        enum err err = etcd_try(c, path, request, attempt_ms, ret_answer, e);
+        if ((err != ERR_UNREACHABLE && err != ERR_TIMEOUT) || now_ms() >= end_ms)
+            return err;
+        if (attempt % c->count == 0)
+            (void)poll(NULL, 0, 20);
+    }
+}
+
+/* ---- endless answers ---- */
+
+struct stream {
+    const atomic_bool *stop;
+    uint64_t end_ms;
+    etcd_on_message *on_message;
+    void *user;
+    struct buf line;
+    bool ended; /* by us */
+};
+
+/* The gateway sends one JSON object a line. */
+static void line_take(struct stream *s, size_t bytes)
+{
+    json_t *message = json_loadb(s->line.data, bytes, 0, NULL);
+    if (message != NULL)
+        s->ended |= !s->on_message(s->user, message);
+    json_decref(message);
+}
+
+static size_t on_stream_bytes(char *data, size_t size, size_t count, void *user)
+{
+    struct stream *s = user;
+    if (s->line.bytes + size * count > ANSWER_BYTES_MAX)
+        return 0;
+    buf_append(&s->line, data, size * count);
+    for (const char *end; !s->ended && (end = memchr(s->line.data, '\n', s->line.bytes)) != NULL;) {
+        size_t bytes = (size_t)(end - s->line.data) + 1;
+        line_take(s, bytes);
+        buf_consume(&s->line, bytes);
+    }
+    return s->ended ? 0 : size * count;
+}
+
+static int on_progress(void *user, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+{
+    struct stream *s = user;
+    s->ended |= atomic_load(s->stop) || now_ms() >= s->end_ms;
+    return s->ended;
+}
+
+/* libcurl asks on_progress once a second only while nothing moves: the multi interface, to be able to look more often. */
+static CURLcode perform(CURL *curl, struct stream *s)
+{
+    CURLM *multi = curl_multi_init();
+    CURLcode result = CURLE_OUT_OF_MEMORY;
+    int running = 1;
+    if (multi == NULL)
+        return result;
+    curl_multi_add_handle(multi, curl);
+    while (running > 0 && on_progress(s, 0, 0, 0, 0) == 0) {
+        if (curl_multi_perform(multi, &running) != CURLM_OK)
+            break;
+        if (running > 0)
+            (void)curl_multi_poll(multi, NULL, 0, 20, NULL);
+    }
+    int left;
+    result = CURLE_ABORTED_BY_CALLBACK;
+    for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;)
+        if (m->msg == CURLMSG_DONE)
+            result = m->data.result;
+    curl_multi_remove_handle(multi, curl);
+    curl_multi_cleanup(multi);
+    return result;
+}
+
+enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, uint32_t for_ms, const atomic_bool *stop,
+                     etcd_on_message *on_message, void *user, struct error *e)
+{
+    cleanup(free_pointer) char *url = mem_printf("%s%s", etcd_endpoint(c), path);
+    cleanup(free_pointer) char *text = json_dumps(request, JSON_COMPACT);
+    struct stream s = {.stop = stop, .end_ms = now_ms() + for_ms, .on_message = on_message, .user = user};
+    request_set(c, url, text, 0);
+    curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_stream_bytes);
+    curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &s);
+    CURLcode code = perform(c->curl, &s);
+    buf_done(&s.line);
+    if (s.ended)
+        return ERR_OK;
+    if (code != CURLE_OK)
+        return transport_error(c, code, e);
+    enum err err = error_set(e, ERR_UNREACHABLE, "etcd at %s ended a watch", etcd_endpoint(c));
+    member_next(c);
+    return err;
+}
+
+/* ---- values ---- */
+
+json_t *etcd_base64(struct str data)
+{
+    cleanup(free_pointer) char *text = mem_new((data.bytes + 2) / 3 * 4 + 1);
+    (void)EVP_EncodeBlock((unsigned char *)text, (const unsigned char *)data.data, (int)data.bytes);
+    return json_string(text);
+}
+
+enum err etcd_unbase64(const json_t *text, struct buf *ret_data, struct error *e)
+{
+    size_t bytes = json_string_length(text);
+    const char *from = json_string_value(text);
+    if (text == NULL) /* protobuf leaves out what is empty */
+        return ERR_OK;
+    char *to = buf_reserve(ret_data, bytes / 4 * 3 + 4);
+    int n = from != NULL && bytes % 4 == 0 ? EVP_DecodeBlock((unsigned char *)to, (const unsigned char *)from, (int)bytes)
+                                           : -1;
+    if (n < 0)
+        return error_set(e, ERR_CORRUPT, "etcd sent a value that is no base64");
+    size_t padding = bytes > 0 && from[bytes - 1] == '=' ? (bytes > 1 && from[bytes - 2] == '=' ? 2 : 1) : 0;
+    ret_data->bytes += (size_t)n - padding;
+    return ERR_OK;
+}
+
+uint64_t etcd_number(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    if (json_is_integer(value))
+        return (uint64_t)json_integer_value(value);
+    return json_is_string(value) ? strtoull(json_string_value(value), NULL, 10) : 0;
+}
