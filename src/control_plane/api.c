@@ -1,6 +1,8 @@
 /* api.c - the router: one table of routes, answers, and calls that wait for a version. */
 #include "base/log.h"
 #include "control_plane/api_internal.h"
+#include "control_plane/leadership.h"
+#include "control_plane/relay.h"
 #include "control_plane/log_requests.h"
 #include "control_plane/blobs.h"
 #include <stdio.h>
@@ -409,6 +411,28 @@ static void answer_no_route(struct api *api, struct http_exchange *x, bool path_
     }
 }
 
+/* What can be said by one that does not lead; it carries connections to the one that does, where there is one. */
+static void answer_standing(struct http_exchange *x, struct str path)
+{
+    if (str_equal(path, STR("/healthz")) || str_equal(path, STR("/health")))
+        answer_text(x, 200, "ok\n");
+    else
+        http_exchange_answer(x, 503, "application/json",
+                             STR("{\"error\":{\"code\":\"no_leader\",\"message\":"
+                                 "\"no control plane leads at the moment: try again\"}}\n"),
+                             "Retry-After: 1\r\nConnection: close\r\n");
+}
+
+static bool on_connection(int fd, void *user)
+{
+    struct api *api = user;
+    const char *address = api->cp->leads || api->cp->leadership == NULL ? "" : leadership_api_address(api->cp->leadership);
+    if (address[0] == '\0')
+        return false;
+    relays_add(api->relays, fd, address);
+    return true;
+}
+
 static void on_request(struct http_exchange *x, void *user)
 {
     struct api *api = user;
@@ -417,6 +441,10 @@ static void on_request(struct http_exchange *x, void *user)
     enum http_method method = reading ? HTTP_GET : request->method;
     bool path_known = false;
     api->requests++;
+    if (!api->cp->leads) {
+        answer_standing(x, request->path);
+        return;
+    }
     if (!reading && is_foreign_page(request)) {
         answer_error_status(x, 403, err_name(ERR_PERMISSION),
                             "changes from a page of another origin are refused", "Origin");
@@ -439,12 +467,14 @@ static void on_request(struct http_exchange *x, void *user)
 
 enum err api_new(struct control_plane *cp, struct api **ret_api, struct error *e)
 {
-    static const struct http_server_callbacks callbacks = {.on_request = on_request};
+    static const struct http_server_callbacks callbacks = {.on_request = on_request, .on_connection = on_connection};
     struct api *api = mem_new(sizeof(*api));
     api->cp = cp;
+    api->relays = relays_new(cp->loop);
     list_init(&api->waits);
     enum err err = http_server_new(cp->loop, cp->settings.api, &callbacks, api, &api->server, e);
     if (err != ERR_OK) {
+        relays_free(api->relays);
         free(api);
         return error_prefix(e, "HTTP API");
     }
@@ -457,11 +487,19 @@ const char *api_address(const struct api *api)
     return http_server_address(api->server);
 }
 
+void api_lead(struct api *api)
+{
+    relays_drop(api->relays);
+}
+
 void api_free(struct api *api)
 {
     if (api == NULL)
         return;
     http_server_free(api->server);
+    relays_close(api->relays);
+    loop_run_once(api->cp->loop, 0);
+    relays_free(api->relays);
     list_for_each(call, &api->waits, struct call, wait_node)
     {
         call_free(call);

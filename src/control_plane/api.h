@@ -4,6 +4,8 @@
 
 struct api;
 must_check enum err api_new(struct control_plane *cp, struct api **ret_api, struct error *e);
+/* We lead from now on: clients that were carried to another come back. */
+void api_lead(struct api *api);
 const char *api_address(const struct api *api);
 /* Refuses new work and closes; what waits for the store is told by the store's stop. */
 void api_free(struct api *api);

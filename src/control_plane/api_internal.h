@@ -42,6 +42,7 @@ void answer_function(struct call *call, const struct function *f);
 struct api {
     struct control_plane *cp;
     struct http_server *server;
+    struct relays *relays; /* of clients that came while another led */
     struct list waits; /* struct call */
     uint64_t requests;
 };

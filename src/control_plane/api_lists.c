@@ -2,6 +2,7 @@
 #include "control_plane/api_internal.h"
 #include "base/log.h"
 #include "control_plane/blobs.h"
+#include "control_plane/leadership.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -318,6 +319,21 @@ const char *api_not_ready(const struct control_plane *cp)
 
 /* ---- status and health ---- */
 
+/* All replicas; with the embedded store there is this one. */
+static json_t *control_planes_json(const struct control_plane *cp)
+{
+    json_t *items = json_array();
+    struct member_view v = {.name = cp->name, .api_address = api_address(cp->api), .is_self = true, .up = true, .leads = true};
+    size_t cursor = 0;
+    bool more = cp->leadership == NULL || leadership_member_next(cp->leadership, &cursor, &v);
+    while (more) {
+        json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:b}", "name", v.name, "api", v.api_address, "state",
+                                               v.up ? "alive" : "dead", "leads", v.leads));
+        more = cp->leadership != NULL && leadership_member_next(cp->leadership, &cursor, &v);
+    }
+    return items;
+}
+
 void handle_status(struct control_plane *cp, struct http_exchange *x, const char *name)
 {
     struct cluster_numbers n;
@@ -346,6 +362,10 @@ void handle_status(struct control_plane *cp, struct http_exchange *x, const char
     json_object_set_new(json, "code",
                         json_pack("{s:I, s:I}", "archives", (json_int_t)n.code_archives, "bytes",
                                   (json_int_t)n.code_bytes));
+    json_object_set_new(json, "leader", json_string(cp->name));
+    json_object_set_new(json, "store", json_pack("{s:s, s:b}", "kind", cp->settings.store, "reached",
+                                                 cp->leadership == NULL || leadership_store_reached(cp->leadership)));
+    json_object_set_new(json, "control_planes", control_planes_json(cp));
     answer_json(x, 200, json);
 }
 

@@ -6,6 +6,7 @@
 #include "base/program.h"
 #include "control_plane/api.h"
 #include "control_plane/blobs.h"
+#include "control_plane/leadership.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
 #include "control_plane/registry.h"
@@ -20,6 +21,7 @@
 #include <unistd.h>
 
 #define TIDY_PERIOD_NS (60 * NS_PER_S)
+#define AGAIN_PAUSE_US (100u * US_PER_MS) /* of one that fails again and again */
 
 static const struct setting settings_table[] = {
 #define SETTING(key, type, default_text, help) \
@@ -184,7 +186,8 @@ static void on_tidy(struct loop_timer *timer)
 {
     struct control_plane *cp = &container_of(timer, struct program, tidy)->cp;
     blobs_collect(cp->blobs, is_code_used, cp->registry);
-    links_tidy(cp->links);
+    if (cp->leads)
+        links_tidy(cp->links);
     loop_timer_start(cp->loop, timer, loop_now_ns(cp->loop) + TIDY_PERIOD_NS);
 }
 
@@ -220,7 +223,21 @@ void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why)
     log_warn("control_plane.succeeded", LOG_U64("epoch", cp->epoch), LOG_U64("newer", epoch),
              LOG_STR("why", why));
     cp->end = ERR_STALE;
+    cp->again = cp->leadership != NULL;
     loop_stop(cp->loop);
+}
+
+void shell_refused(struct control_plane *cp, uint64_t epoch)
+{
+    if (cp->leadership != NULL)
+        leadership_refused(cp->leadership, epoch);
+    else
+        shell_succeeded(cp, epoch, "a worker or data plane has orders of it: is there another control plane?");
+}
+
+uint64_t shell_epoch_seen(const struct control_plane *cp)
+{
+    return cp->leadership != NULL ? MAX(cp->epoch, leadership_epoch(cp->leadership)) : cp->epoch;
 }
 
 static void on_store_lost(void *user, enum err err, const char *why)
@@ -228,7 +245,37 @@ static void on_store_lost(void *user, enum err err, const char *why)
     struct control_plane *cp = user;
     log_error("store.lost", LOG_STR("code", err_name(err)), LOG_STR("why", why));
     cp->end = err;
+    cp->again = cp->leadership != NULL && err != ERR_CORRUPT && err != ERR_VERSION;
     loop_stop(cp->loop);
+}
+
+/* NAME@MEMBERS?OPTIONS, as store_etcd reads it. */
+static char *etcd_where(const struct control_plane *cp)
+{
+    const struct control_plane_settings *s = &cp->settings;
+    struct buf where = {0};
+    buf_printf(&where, "%s@%s?", cp->name, s->etcd);
+    if (s->etcd_ca[0] != '\0')
+        buf_printf(&where, "ca=%s&", s->etcd_ca);
+    if (s->etcd_cert[0] != '\0')
+        buf_printf(&where, "cert=%s&", s->etcd_cert);
+    if (s->etcd_key[0] != '\0')
+        buf_printf(&where, "key=%s&", s->etcd_key);
+    if (s->i_know)
+        buf_printf(&where, "single=1&");
+    buf_append(&where, "", 1);
+    return where.data;
+}
+
+static void on_lead(struct control_plane *cp);
+
+/* Among several: follows, and leads when it is its turn. */
+static enum err follow_store(struct control_plane *cp, struct error *e)
+{
+    cleanup(free_pointer) char *where = etcd_where(cp);
+    cp->on_store_lost = on_store_lost;
+    enum err err = store_open(&store_etcd, where, &cp->store, e);
+    return err == ERR_OK ? leadership_start(cp, on_lead, &cp->leadership, e) : err;
 }
 
 static enum err open_store(struct control_plane *cp, struct error *e)
@@ -258,6 +305,14 @@ static enum err check_settings(const struct control_plane_settings *s, enum log_
     if (s->reconnect_grace > 600000 || s->reconstruction > 600000)
         return error_field(e, ERR_USAGE, "reconnect_grace",
                            "--reconnect-grace and --reconstruction must be at most 10m");
+    if (strcmp(s->store, "sqlite") != 0 && strcmp(s->store, "etcd") != 0)
+        return error_field(e, ERR_USAGE, "store", "--store must be sqlite or etcd, and is '%s'", s->store);
+    if (strcmp(s->store, "etcd") == 0 && s->etcd[0] == '\0')
+        return error_field(e, ERR_USAGE, "etcd", "--store etcd needs --etcd with the addresses of its members");
+    if (strcmp(s->store, "sqlite") == 0 && (s->etcd[0] != '\0' || s->peers[0] != '\0'))
+        return error_field(e, ERR_USAGE, s->etcd[0] != '\0' ? "etcd" : "peers",
+                           "--%s is for several control planes, which share an etcd: say --store etcd",
+                           s->etcd[0] != '\0' ? "etcd" : "peers");
     if (s->code_staged_for < 10000)
         return error_field(e, ERR_USAGE, "code_staged_for",
                            "--code-staged-for must be at least 10s");
@@ -319,7 +374,7 @@ static enum err start_loop(struct control_plane *cp, struct error *e)
     return loop_signals_start(cp->loop, &cp->signals, signos, ARRAY_COUNT(signos), e);
 }
 
-static enum err start_core(struct control_plane *cp, struct error *e)
+static void start_core(struct control_plane *cp)
 {
     struct control_options options = {
         .epoch = cp->epoch,
@@ -328,9 +383,20 @@ static enum err start_core(struct control_plane *cp, struct error *e)
         .reconstruction_ms = (uint32_t)cp->settings.reconstruction,
     };
     if (getrandom(&options.seed, sizeof(options.seed), 0) != (ssize_t)sizeof(options.seed))
-        return error_errno(e, "get a random seed");
+        options.seed = clock_mono_ns(); /* it only spreads placements */
     cp->core = control_new(&options);
-    return ERR_OK;
+}
+
+/* All records are known: begins to decide. */
+static void on_lead(struct control_plane *cp)
+{
+    start_core(cp);
+    cp->leads = true;
+    links_tell_core(cp->links);
+    registry_tell_core(cp->registry);
+    links_lead(cp->links);
+    if (cp->api != NULL)
+        api_lead(cp->api);
 }
 
 static enum err start(struct program *p, struct error *e)
@@ -347,16 +413,14 @@ static enum err start(struct program *p, struct error *e)
     err = links_new(cp, &cp->links, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
+    bool shared = strcmp(cp->settings.store, "etcd") == 0;
+    cp->name = cp->settings.advertise[0] != '\0' ? cp->settings.advertise : cp->settings.cluster;
     if (err == ERR_OK)
-        err = open_store(cp, e);
+        err = shared ? follow_store(cp, e) : open_store(cp, e);
+    if (err == ERR_OK && !shared)
+        on_lead(cp);
     if (err == ERR_OK)
-        err = start_core(cp, e);
-    if (err != ERR_OK)
-        return err;
-    cp->leads = true;
-    links_tell_core(cp->links);
-    registry_tell_core(cp->registry);
-    err = links_listen(cp->links, e);
+        err = links_listen(cp->links, e);
     if (err == ERR_OK)
         err = api_new(cp, &cp->api, e);
     return err;
@@ -369,6 +433,7 @@ static void stop(struct program *p)
     struct control_plane *cp = &p->cp;
     if (cp->loop != NULL)
         loop_timer_stop(cp->loop, &p->tidy);
+    leadership_close(cp->leadership);
     if (cp->links != NULL)
         links_close(cp->links);
     if (cp->store != NULL)
@@ -385,8 +450,10 @@ static void stop(struct program *p)
     }
     log_requests_free(cp->logs);
     links_free(cp->links);
+    leadership_free(cp->leadership);
     registry_free(cp->registry);
-    control_free(cp->core);
+    if (cp->core != NULL)
+        control_free(cp->core);
     control_orders_done(&cp->orders);
     store_close(cp->store);
     blobs_free(cp->blobs);
@@ -435,5 +502,12 @@ int control_plane_main(int argc, char **argv)
         fprintf(stderr, "dirigent control-plane: %s\n", e.text);
     }
     stop(&program);
+    if (program.cp.again) { /* what was in memory may not be what is stored: begin with nothing */
+        (void)usleep(AGAIN_PAUSE_US);
+        char **arguments = mem_new_array((size_t)argc + 2, sizeof(*arguments));
+        arguments[0] = (char *)"dirigent";
+        memcpy(arguments + 1, argv, (size_t)argc * sizeof(*argv));
+        (void)execv("/proc/self/exe", arguments);
+    }
     return err == ERR_OK ? 0 : err_exit_code(err);
 }

@@ -118,7 +118,20 @@ static struct known *known_add(struct links *l, bool is_worker, const struct pee
 
 void links_load(struct links *l, enum store_kind kind, const struct peer_record *record)
 {
-    known_add(l, kind == STORE_WORKER, record);
+    struct known *k = map_get(&l->known, record->id);
+    if (k == NULL)
+        known_add(l, kind == STORE_WORKER, record);
+    else
+        k->record = *record; /* its name never changes */
+}
+
+static void known_remove(struct links *l, struct known *k);
+
+void links_drop(struct links *l, uint64_t id)
+{
+    struct known *k = map_get(&l->known, id);
+    if (k != NULL)
+        known_remove(l, k);
 }
 
 static void tell_use(struct links *l, const struct peer_record *record)
@@ -795,7 +808,7 @@ static void refuse(struct peer *p, const char *why)
     Dirigent__Welcome welcome = DIRIGENT__WELCOME__INIT;
     log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("why", why));
     welcome.refused = (char *)why;
-    m.epoch = p->links->cp->epoch;
+    m.epoch = shell_epoch_seen(p->links->cp); /* or it would be taken for an order of an old leader */
     m.welcome = &welcome;
     link_send(p->link, &m.base);
     p->state = PEER_CLOSING;
@@ -1223,7 +1236,7 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
     if (p->state == PEER_MEMBER)
         members_message(p->links->cp->members, link, m);
     else if (m->stale_epoch > p->links->cp->epoch)
-        shell_succeeded(p->links->cp, m->stale_epoch, "a worker or data plane has orders of it");
+        shell_refused(p->links->cp, m->stale_epoch);
     else if (p->state == PEER_UP)
         take_message(p, m);
     dirigent__to_control_plane__free_unpacked(m, NULL);

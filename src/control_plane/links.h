@@ -10,8 +10,9 @@
 struct links;
 
 must_check enum err links_new(struct control_plane *cp, struct links **ret_links, struct error *e);
-/* While the store is loaded. */
+/* While the store is loaded, or followed: new, or changed. */
 void links_load(struct links *l, enum store_kind kind, const struct peer_record *record);
+void links_drop(struct links *l, uint64_t id); /* while the store is followed */
 /* After the load: tells the core the peers that are known. */
 void links_tell_core(struct links *l);
 /* Begins to listen on the settings' `cluster`. */

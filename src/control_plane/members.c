@@ -25,7 +25,7 @@ struct members {
     uint32_t count, self;
     uint64_t instance; /* random: tells us from another process that claims our name */
     uint64_t epoch;
-    bool leads;
+    bool leads, reaches_store;
     struct loop_timer beat;
 };
 
@@ -38,6 +38,7 @@ static void send_beat(struct member *to, Dirigent__MemberBeat *beat)
         return;
     beat->epoch = to->all->epoch;
     beat->leads = to->all->leads;
+    beat->reaches_store = to->all->reaches_store;
     beat->api_address = to->all->items[to->all->self].api_address;
     m.member = beat;
     link_send(to->out, &m.base);
@@ -58,11 +59,12 @@ static void on_beat_timer(struct loop_timer *timer)
     loop_timer_start(m->cp->loop, timer, loop_now_ns(m->cp->loop) + MEMBER_BEAT_MS * NS_PER_MS);
 }
 
-void members_say(struct members *m, uint64_t epoch, bool leads)
+void members_say(struct members *m, uint64_t epoch, bool leads, bool reaches_store)
 {
-    bool is_news = epoch != m->epoch || leads != m->leads;
+    bool is_news = epoch != m->epoch || leads != m->leads || reaches_store != m->reaches_store;
     m->epoch = epoch;
     m->leads = leads;
+    m->reaches_store = reaches_store;
     if (is_news)
         beat_all(m);
 }
@@ -281,13 +283,21 @@ enum err members_new(struct control_plane *cp, const char *own, const char *othe
     return ERR_OK;
 }
 
+void members_close(struct members *m)
+{
+    loop_timer_stop(m->cp->loop, &m->beat);
+    for (uint32_t i = 0; i < m->count; i++) {
+        dialler_free(m->items[i].dialler);
+        m->items[i].dialler = NULL;
+        m->items[i].out = NULL;
+    }
+}
+
 void members_free(struct members *m)
 {
     if (m == NULL)
         return;
-    loop_timer_stop(m->cp->loop, &m->beat);
-    for (uint32_t i = 0; i < m->count; i++)
-        dialler_free(m->items[i].dialler);
+    members_close(m);
     free(m);
 }
 

@@ -24,7 +24,8 @@ struct member_callbacks { /* `member` is an index below members_count(), never o
 must_check enum err members_new(struct control_plane *cp, const char *own, const char *others,
                                 const struct member_callbacks *callbacks, void *user,
                                 struct members **ret_members, struct error *e);
-void members_free(struct members *m);
+void members_close(struct members *m); /* says nothing more */
+void members_free(struct members *m); /* closed, or never started; NULL does nothing */
 
 uint32_t members_count(const struct members *m); /* with ourselves */
 uint32_t members_self(const struct members *m);
@@ -33,7 +34,7 @@ bool members_is_up(const struct members *m, uint32_t member); /* heard, or ourse
 const char *members_api_address(const struct members *m, uint32_t member); /* "" when not known */
 
 /* What every beat says from now on; told at once too. */
-void members_say(struct members *m, uint64_t epoch, bool leads);
+void members_say(struct members *m, uint64_t epoch, bool leads, bool reaches_store);
 /* On top of the beats; lost when the member is not connected. */
 void members_ask(struct members *m, uint32_t member, uint64_t epoch);
 void members_answer(struct members *m, uint32_t member, uint64_t epoch, bool hears);

@@ -132,6 +132,22 @@ void registry_load(struct registry *r, struct function_record *record)
     function_add(r, record);
 }
 
+void registry_drop(struct registry *r, uint64_t function_id)
+{
+    struct function *f = map_get(&r->by_id, function_id);
+    if (f != NULL)
+        function_remove(r, f);
+}
+
+void registry_follow(struct registry *r, struct function_record *record)
+{
+    struct function *same_name = strmap_get(&r->by_name, str_of(record->latest.name));
+    if (same_name != NULL && same_name->record.id != record->id)
+        function_remove(r, same_name); /* it was deleted, which we have not been told yet */
+    registry_drop(r, record->id);
+    function_add(r, record);
+}
+
 /* ---- telling the core ---- */
 
 /* `active_version`: 0 when the core knows it better. */

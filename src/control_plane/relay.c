@@ -171,15 +171,20 @@ struct relays *relays_new(struct loop *loop)
     return r;
 }
 
+void relays_drop(struct relays *all)
+{
+    list_for_each(r, &all->items, struct relay, node)
+    {
+        relay_close(r);
+    }
+}
+
 void relays_close(struct relays *all)
 {
     if (all == NULL)
         return;
     all->closed = true;
-    list_for_each(r, &all->items, struct relay, node)
-    {
-        relay_close(r);
-    }
+    relays_drop(all);
 }
 
 void relays_free(struct relays *all)

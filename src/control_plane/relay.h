@@ -6,6 +6,7 @@
 struct relays; /* opaque */
 
 struct relays *relays_new(struct loop *loop);
+void relays_drop(struct relays *r);  /* all connections that are there */
 void relays_close(struct relays *r); /* all connections; those that come after are refused */
 void relays_free(struct relays *r);  /* a turn after relays_close(); NULL does nothing */
 /* Takes the client's descriptor, whatever comes of it. A leader that cannot be reached: 503 in HTTP/1.1. */

@@ -21,6 +21,7 @@ struct control_plane_settings {
 struct registry;
 struct links;
 struct members;
+struct leadership;
 struct blobs;
 struct log_requests;
 struct api;
@@ -44,6 +45,10 @@ struct control_plane {
     struct registry *registry;
     struct links *links;
     struct members *members; /* NULL: there is no other control plane */
+    struct leadership *leadership; /* NULL: the embedded store, and no other */
+    const char *name;        /* of this control plane among the others */
+    store_on_lost *on_store_lost;
+    bool again;              /* after the end: start anew, to stand by */
     struct blobs *blobs;
     struct log_requests *logs;
     struct api *api;
@@ -53,6 +58,9 @@ struct control_plane {
 
 /* Gives the event to the core and carries out what it orders. Not from within an order. */
 void shell_step(struct control_plane *cp, const struct control_event *event);
-/* Another leads, under a newer epoch. */
+/* Another leads, under a newer epoch: this one ends, and starts anew to stand by where there are several. */
 void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why);
+/* Somebody refused our orders, having seen that epoch. */
+void shell_refused(struct control_plane *cp, uint64_t epoch);
+uint64_t shell_epoch_seen(const struct control_plane *cp);
 uint64_t shell_now_ms(const struct control_plane *cp); /* monotonic */

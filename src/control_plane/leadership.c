@@ -1,0 +1,301 @@
+/* leadership.c - translates: what the store and the members say becomes events of the election, its orders become calls. */
+#include "control_plane/leadership.h"
+#include "base/log.h"
+#include "control_plane/election.h"
+#include "control_plane/links.h"
+#include "control_plane/members.h"
+#include "control_plane/registry.h"
+#include <stdlib.h>
+#include <string.h>
+
+struct leadership {
+    struct control_plane *cp;
+    struct election *election;
+    struct members *members; /* NULL: alone */
+    struct loop_timer timer;
+    void (*on_lead)(struct control_plane *cp);
+    bool synced, reached, closed;
+    uint64_t suspected_ns; /* since when, for the log; 0: not */
+    uint64_t take_ns;
+};
+
+static uint64_t now_ms(const struct leadership *l)
+{
+    return loop_now_ns(l->cp->loop) / NS_PER_MS;
+}
+
+/* ---- orders ---- */
+
+static void lead(struct leadership *l, uint64_t epoch)
+{
+    struct control_plane *cp = l->cp;
+    log_info("control_plane.leads", LOG_U64("epoch", epoch),
+             LOG_U64("took_us", (loop_update_now(cp->loop) - l->take_ns) / NS_PER_US));
+    l->on_lead(cp);
+}
+
+static void carry_out(struct leadership *l, const struct election_order *o)
+{
+    switch (o->kind) {
+    case ELECTION_ASK:
+        members_ask(l->members, o->member, o->epoch);
+        return;
+    case ELECTION_ANSWER:
+        members_answer(l->members, o->member, o->epoch, o->hears);
+        return;
+    case ELECTION_TAKE:
+        l->take_ns = loop_update_now(l->cp->loop);
+        store_take(l->cp->store);
+        return;
+    case ELECTION_LEAD:
+        lead(l, o->epoch);
+        return;
+    case ELECTION_STEP_DOWN:
+        shell_succeeded(l->cp, election_epoch(l->election), o->why);
+        return;
+    }
+    assert(false);
+}
+
+static void arm(struct leadership *l)
+{
+    loop_timer_start(l->cp->loop, &l->timer, election_due_ms(l->election) * NS_PER_MS);
+}
+
+static void step(struct leadership *l, struct election_event event)
+{
+    struct election_orders orders;
+    if (l->closed)
+        return;
+    election_step(l->election, &event, now_ms(l), &orders);
+    for (size_t i = 0; i < orders.count; i++)
+        carry_out(l, &orders.items[i]);
+    if (l->members != NULL)
+        members_say(l->members, election_epoch(l->election), election_leads(l->election), l->reached);
+    arm(l);
+}
+
+#define STEP(l, ...) step(l, (struct election_event){__VA_ARGS__})
+
+static void on_timer(struct loop_timer *timer)
+{
+    struct leadership *l = container_of(timer, struct leadership, timer);
+    STEP(l, .kind = ELECTION_TICK, .member = ELECTION_NOBODY);
+}
+
+/* ---- members ---- */
+
+static void on_member_up(void *user, uint32_t member)
+{
+    STEP(user, .kind = ELECTION_PEER_UP, .member = member);
+}
+
+static void on_member_down(void *user, uint32_t member, bool dead)
+{
+    STEP(user, .kind = ELECTION_PEER_DOWN, .member = member, .dead = dead);
+}
+
+static void on_member_beat(void *user, uint32_t member, const Dirigent__MemberBeat *beat)
+{
+    struct leadership *l = user;
+    STEP(l, .kind = ELECTION_HEARD, .member = member, .epoch = beat->epoch, .leads = beat->leads,
+         .reaches_store = beat->reaches_store);
+    if (beat->ask != 0)
+        STEP(l, .kind = ELECTION_ASKED, .member = member, .epoch = beat->ask);
+    if (beat->answer != 0)
+        STEP(l, .kind = ELECTION_ANSWERED, .member = member, .epoch = beat->answer, .hears = beat->hears);
+}
+
+/* ---- the store ---- */
+
+static enum err take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value, struct error *e)
+{
+    struct function_record function;
+    struct peer_record peer;
+    enum err err = ERR_OK;
+    switch (kind) {
+    case STORE_FUNCTION:
+        if (value != NULL)
+            err = function_record_read(id, value, &function, e);
+        if (err == ERR_OK && value != NULL)
+            registry_follow(cp->registry, &function);
+        else if (err == ERR_OK)
+            registry_drop(cp->registry, id);
+        return err;
+    case STORE_WORKER:
+    case STORE_DATA_PLANE:
+        if (value != NULL)
+            err = peer_record_read(id, value, &peer, e);
+        if (err == ERR_OK && value != NULL)
+            links_load(cp->links, kind, &peer);
+        else if (err == ERR_OK)
+            links_drop(cp->links, id);
+        return err;
+    case STORE_KIND_COUNT:
+        break;
+    }
+    assert(false);
+}
+
+static void on_record(void *user, enum store_kind kind, uint64_t id, const char *value)
+{
+    struct leadership *l = user;
+    struct error e = {0};
+    if (l->cp->leads || l->closed)
+        return; /* our own, come back */
+    if (take_record(l->cp, kind, id, value, &e) == ERR_OK)
+        return;
+    log_error("store.record", LOG_STR("why", e.text));
+    l->cp->end = ERR_CORRUPT;
+    loop_stop(l->cp->loop);
+}
+
+static uint32_t member_of(const struct leadership *l, const char *name)
+{
+    if (l->members == NULL)
+        return strcmp(name, l->cp->name) == 0 ? 0 : ELECTION_NOBODY;
+    for (uint32_t i = 0; i < members_count(l->members); i++)
+        if (strcmp(members_name(l->members, i), name) == 0)
+            return i;
+    return ELECTION_NOBODY;
+}
+
+static void on_epoch(void *user, uint64_t epoch, const char *leader)
+{
+    struct leadership *l = user;
+    log_info("control_plane.epoch", LOG_U64("epoch", epoch), LOG_STR("leader", leader));
+    if (l->synced)
+        STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = epoch, .member = member_of(l, leader));
+    else
+        STEP(l, .kind = ELECTION_REFUSED, .epoch = epoch, .member = ELECTION_NOBODY); /* not yet in a position to lead */
+}
+
+static void on_synced(void *user)
+{
+    struct leadership *l = user;
+    l->synced = true;
+    log_info("control_plane.stands_by", LOG_STR("name", l->cp->name), LOG_U64("functions", registry_count(l->cp->registry)),
+             LOG_U64("epoch", election_epoch(l->election)));
+    STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = election_epoch(l->election), .member = election_leader(l->election));
+}
+
+static void on_reached(void *user, bool reached, const char *why)
+{
+    struct leadership *l = user;
+    if (reached != l->reached && !reached)
+        log_warn("store.unreachable", LOG_STR("why", why));
+    else if (reached != l->reached)
+        log_info("store.reached");
+    l->reached = reached;
+    STEP(l, .kind = ELECTION_STORE_REACHED, .member = ELECTION_NOBODY, .reaches_store = reached);
+}
+
+static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id, const struct error *e)
+{
+    struct leadership *l = user;
+    if (err == ERR_OK) {
+        l->cp->epoch = epoch;
+        l->cp->next_id = next_id;
+        STEP(l, .kind = ELECTION_TAKEN, .epoch = epoch, .member = ELECTION_NOBODY);
+        return;
+    }
+    log_warn("control_plane.not_taken", LOG_STR("why", e->text));
+    STEP(l, .kind = err == ERR_STALE ? ELECTION_TAKE_REFUSED : ELECTION_TAKE_FAILED, .member = ELECTION_NOBODY);
+}
+
+/* ---- life ---- */
+
+enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct control_plane *cp),
+                          struct leadership **ret_leadership, struct error *e)
+{
+    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_beat};
+    struct leadership *l = mem_new(sizeof(*l));
+    uint32_t self = 0, count = 1;
+    enum err err = ERR_OK;
+    l->cp = cp;
+    l->on_lead = on_lead;
+    l->reached = true;
+    loop_timer_init(&l->timer, on_timer);
+    if (cp->settings.peers[0] != '\0')
+        err = members_new(cp, cp->name, cp->settings.peers, &callbacks, l, &l->members, e);
+    if (err == ERR_OK && l->members != NULL) {
+        self = members_self(l->members);
+        count = members_count(l->members);
+    }
+    if (err == ERR_OK)
+        l->election = election_new(self, count, now_ms(l));
+    const struct store_follower follower = {l, on_record, on_epoch, on_synced, on_reached, on_taken, cp->on_store_lost};
+    cp->members = l->members;
+    *ret_leadership = l;
+    if (err == ERR_OK)
+        err = store_follow(cp->store, cp->loop, &follower, e);
+    if (err == ERR_OK)
+        arm(l);
+    return err;
+}
+
+void leadership_close(struct leadership *l)
+{
+    if (l == NULL)
+        return;
+    l->closed = true;
+    loop_timer_stop(l->cp->loop, &l->timer);
+    if (l->members != NULL)
+        members_close(l->members);
+}
+
+void leadership_free(struct leadership *l)
+{
+    if (l == NULL)
+        return;
+    members_free(l->members);
+    election_free(l->election);
+    free(l);
+}
+
+void leadership_refused(struct leadership *l, uint64_t epoch)
+{
+    STEP(l, .kind = ELECTION_REFUSED, .epoch = epoch, .member = ELECTION_NOBODY);
+}
+
+/* ---- views ---- */
+
+uint64_t leadership_epoch(const struct leadership *l)
+{
+    return election_epoch(l->election);
+}
+
+const char *leadership_api_address(const struct leadership *l)
+{
+    uint32_t leader = election_leader(l->election);
+    if (leader == ELECTION_NOBODY || l->members == NULL || !members_is_up(l->members, leader))
+        return "";
+    return members_api_address(l->members, leader);
+}
+
+bool leadership_member_next(const struct leadership *l, size_t *cursor, struct member_view *ret)
+{
+    uint32_t count = l->members != NULL ? members_count(l->members) : 1, i = (uint32_t)*cursor;
+    if (i >= count)
+        return false;
+    ++*cursor;
+    bool is_self = l->members == NULL || i == members_self(l->members);
+    *ret = (struct member_view){
+        .name = l->members != NULL ? members_name(l->members, i) : l->cp->name,
+        .api_address = l->members != NULL ? members_api_address(l->members, i) : l->cp->settings.api,
+        .is_self = is_self,
+        .up = l->members == NULL || members_is_up(l->members, i),
+        .leads = is_self ? election_leads(l->election) : election_leader(l->election) == i,
+    };
+    return true;
+}
+
+bool leadership_suspects(const struct leadership *l)
+{
+    return election_suspects(l->election);
+}
+
+bool leadership_store_reached(const struct leadership *l)
+{
+    return l->reached;
+}
