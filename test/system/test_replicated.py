@@ -1,0 +1,258 @@
+"""Three control planes over three members of etcd: who leads when one dies, stands still or is wrong, and what of that
+users see."""
+import concurrent.futures
+import http.client
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from cluster import BUILD, free_ports, http_call, run_cli, wait_until
+from replicated import Program, Replicated, there_is_etcd
+from test_user_path import APP
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+              pytest.mark.skipif(not there_is_etcd(), reason="needs etcd")]
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def start(*arguments, **more):
+        made.append(Replicated(*arguments, **more))
+        return made[-1].start()
+    yield start
+    for cluster in made:
+        for program in cluster.all():
+            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
+        bad = cluster.end()
+        assert bad == []
+
+
+class Calls:
+    """Calls without a pause on kept connections."""
+
+    def __init__(self, cluster, name, threads=2):
+        self.cluster, self.name, self.good, self.bad, self.stopping = cluster, name, 0, [], False
+        self.threads = [threading.Thread(target=self.run) for _ in range(threads)]
+
+    def run(self):
+        connection = None
+        while not self.stopping:
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.invoke_ports[0], timeout=60)
+                connection.request("GET", "/", headers={"Host": self.name})
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status == 200:
+                    self.good += 1
+                else:
+                    self.bad.append(f"{answer.status} {text[:200]}")
+            except (OSError, http.client.HTTPException) as error:
+                connection = None
+                self.bad.append(repr(error))
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.stopping = True
+        for thread in self.threads:
+            thread.join()
+
+
+def epochs_of(cluster):
+    """What each control plane said it led under, in the order of its log."""
+    return [[int(e) for e in re.findall(r"control_plane\.leads epoch=(\d+)", p.log())] for p in cluster.control_planes]
+
+
+def test_the_leader_dies_under_load_and_nobody_notices(make):
+    cluster = make()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "2", "--concurrency", "4")
+    wait_until(lambda: len(cluster.sandboxes("hello", "ready")) == 2, 20, "two sandboxes")
+    known = {s["id"] for s in cluster.sandboxes("hello")}
+    old = cluster.leader()
+    with Calls(cluster, "hello") as calls:
+        time.sleep(0.3)
+        cluster.control_planes[old].kill()
+        new = cluster.wait_leader(other_than=old, seconds=5)
+        time.sleep(0.5)
+    assert calls.bad == [] and calls.good > 10
+    assert {s["id"] for s in cluster.sandboxes("hello")} == known, "adopted, none lost, none started twice"
+    cluster.control_planes[old].start()
+    cluster.deploy("later", {"app.py": APP}, at=old)
+    wait_until(lambda: cluster.call("later").status == 200, 20, "a function that was deployed after it")
+    assert cluster.leader() == new, "who comes back stands by"
+
+
+def test_no_registration_is_lost_over_many_leaders(make):
+    cluster = make()
+    stored = []
+    for round_number in range(5):
+        for i in range(4):
+            name = f"f-{round_number}-{i}"
+            answer = cluster.api("PUT", f"/v1/functions/{name}", {"command": ["/bin/true"], "image": "host"})
+            assert answer.status in (200, 201), answer
+            stored.append(name)
+        old = cluster.wait_leader()
+        cluster.control_planes[old].kill()
+        cluster.wait_leader(other_than=old)
+        cluster.control_planes[old].start()
+    names = {f["name"] for f in cluster.items("/v1/functions")}
+    assert names == set(stored)
+    led = sorted(e for own in epochs_of(cluster) for e in own)
+    assert led == list(range(1, 7)), "one leader for each epoch, one epoch for each death"
+
+
+def test_a_leader_that_stands_still_is_replaced_and_refused_when_it_goes_on(make):
+    cluster = make()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
+    old = cluster.leader()
+    paused = cluster.control_planes[old]
+    with Calls(cluster, "hello") as calls:
+        paused.signal(signal.SIGSTOP)
+        try:
+            others = [i for i in range(3) if i != old]
+            wait_until(lambda: any("control_plane.leads" in cluster.control_planes[i].log() for i in others), 10, "another leader")
+            for i in others:  # followers and the new leader answer
+                wait_until(lambda: cluster.api("GET", "/v1/functions", at=i, timeout=5).status == 200, 5, "an answer")
+            cluster.ok("scale", "hello", "--min", "2", at=others[0])
+        finally:
+            paused.signal(signal.SIGCONT)
+        wait_until(lambda: paused.log().count("control_plane.up ") == 2, 10, "the old leader's new life, standing by")
+        time.sleep(0.5)
+    assert calls.bad == []
+    assert "control_plane.succeeded" in paused.log()
+    assert cluster.items("/v1/functions", at=old)[0]["min"] == 2
+    wait_until(lambda: len(cluster.sandboxes("hello", "ready")) == 2, 20, "the new scale")
+    new = cluster.leader()
+    time.sleep(2.5)
+    assert cluster.leader() == new, "it does not flap"
+
+
+def test_any_control_plane_answers(make):
+    cluster = make()
+    cluster.deploy("hello", {"app.py": APP}, at=0)
+    for i in range(3):
+        assert [f["name"] for f in cluster.items("/v1/functions", at=i)] == ["hello"]
+        assert cluster.ok("invoke", "hello", at=i).out != ""
+        status = cluster.api("GET", "/v1/status", at=i).json
+        assert status["leader"] == cluster.cluster_addresses[cluster.leader()]
+        assert sorted(c["name"] for c in status["control_planes"]) == sorted(cluster.cluster_addresses)
+        assert sum(c["leads"] for c in status["control_planes"]) == 1
+    # a large body and a long answer through one that does not lead
+    follower = (cluster.leader() + 1) % 3
+    big = cluster.project({"app.py": APP, "data.txt": "x" * 3_000_000})
+    cluster.ok("deploy", "big", "--dir", big, at=follower)
+    cluster.ok("delete", "hello", "big", at=follower)
+    assert cluster.items("/v1/functions", at=follower) == []
+
+
+def test_a_member_of_etcd_dies_and_nothing_is_lost(make):
+    cluster = make()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "1")
+    for i in range(3):
+        cluster.etcds[i].kill()
+        answer = cluster.api("PUT", f"/v1/functions/while-{i}", {"command": ["/bin/true"], "image": "host"})
+        assert answer.status in (200, 201), answer
+        assert cluster.call("hello").status == 200
+        cluster.etcds[i].start()
+        time.sleep(1)
+    assert {f["name"] for f in cluster.items("/v1/functions")} == {"hello", "while-0", "while-1", "while-2"}
+
+
+def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
+    cluster = make()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
+    cluster.deploy("cold", {"app.py": APP})
+    with Calls(cluster, "hello") as calls:
+        cluster.etcds[1].kill()
+        cluster.etcds[2].kill()
+        assert cluster.call("cold").status == 200, "the leader starts what is wanted without the store"
+        time.sleep(1)
+        begin = time.monotonic()
+        answer = cluster.api("PUT", "/v1/functions/refused", {"command": ["/bin/true"], "image": "host"})
+        assert answer.status >= 500 and "etcd" in answer.text, answer
+        assert time.monotonic() - begin < 25
+        time.sleep(1)
+    assert calls.bad == []
+    cluster.etcds[1].start()
+    cluster.etcds[2].start()
+    cluster.wait_leader()
+    answer = wait_until(lambda: (a := cluster.api("PUT", "/v1/functions/later", {"command": ["/bin/true"], "image": "host"}))
+                        .status < 300 and a, 30, "a registration")
+    assert "hello" in {f["name"] for f in cluster.items("/v1/functions")}
+
+
+def test_with_all_control_planes_gone_warm_calls_go_on_and_cold_ones_wait(make):
+    cluster = make()
+    cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
+    cluster.deploy("cold", {"app.py": APP}, "--timeout", "30s")
+    with Calls(cluster, "hello") as calls, concurrent.futures.ThreadPoolExecutor() as pool:
+        for program in [*cluster.control_planes, *cluster.etcds]:
+            program.kill()
+        waiting = pool.submit(cluster.call, "cold")
+        time.sleep(2)
+        assert not waiting.done()
+        for program in [*cluster.etcds, *cluster.control_planes]:
+            program.start()
+        assert waiting.result(60).status == 200
+    assert calls.bad == []
+    assert len(cluster.sandboxes("hello", "ready")) == 1
+
+
+# ---- what can be said wrongly ----
+
+def control_plane(*flags):
+    ports = free_ports(2)
+    return run_cli("control-plane", "--cluster", f"127.0.0.1:{ports[0]}", "--api", f"127.0.0.1:{ports[1]}", *flags, timeout=60)
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    directories = ["--data-dir", tmp_path / "data", "--run-dir", tmp_path / "run"]
+    for flags, word in [(["--store", "paper"], "sqlite or etcd"), (["--store", "etcd"], "--etcd"),
+                        (["--peers", "127.0.0.1:1"], "--store etcd"), (["--etcd", "http://a:1"], "--store etcd"),
+                        (["--store", "etcd", "--etcd", "a:1"], "no address of etcd"),
+                        (["--peers", "x"], "ADDRESS:PORT")]:
+        result = control_plane(*directories, *flags)
+        assert result.code == 2 and word in result.err, (flags, result)
+    nobody = free_ports(1)[0]
+    result = control_plane(*directories, "--store", "etcd", "--etcd", f"http://127.0.0.1:{nobody}")
+    assert result.code != 0 and f"etcd at http://127.0.0.1:{nobody}" in result.err, result
+
+
+def test_two_with_one_identity_and_strangers_are_refused(make):
+    cluster = make()
+    own = cluster.cluster_addresses[0]
+    ports = free_ports(2)
+    twin = Program(cluster, "twin", [
+        BUILD / "dirigent", "control-plane", "--store", "etcd", "--etcd", ",".join(cluster.etcd_urls), "--cluster",
+        f"127.0.0.1:{ports[0]}", "--advertise", own, "--peers", ",".join(cluster.cluster_addresses[1:]), "--api",
+        f"127.0.0.1:{ports[1]}", "--data-dir", cluster.directory / "twin" / "data", "--run-dir",
+        cluster.directory / "twin" / "run"]).start()
+    try:
+        wait_until(lambda: "another process with its identity" in twin.log(), 10, "the refusal")
+        leader, epoch = cluster.leader(), cluster.api("GET", "/v1/status").json["epoch"]
+        time.sleep(1)
+        assert (leader, epoch) == (cluster.leader(), cluster.api("GET", "/v1/status").json["epoch"]), "nothing is disturbed"
+    finally:
+        twin.kill()
+    single = Replicated(control_planes=1, data_planes=0, workers=0, etcd_members=1)
+    try:
+        single.etcds[0].start()
+        wait_until(lambda: "ready to serve client requests" in single.etcds[0].log(), 20, "etcd")
+        single.control_planes[0].start()
+        assert single.control_planes[0].process.wait(30) != 0
+        assert "single member" in single.control_planes[0].log()
+        single.control_planes[0] = single.make_control_plane(0, "--i-know")
+        single.control_planes[0].start()
+        single.wait_leader()
+    finally:
+        assert single.end() == []
