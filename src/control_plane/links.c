@@ -50,8 +50,8 @@ struct transfer { /* an archive on its way to a worker */
 };
 struct peer { /* one connection; freed when its link has closed and no write of it is open */
     struct links *links;
-    struct list node;
-    struct link *link; /* NULL: closed */
+    struct list node, plane_node; /* plane_node: in `planes`, a data plane while it is up */
+    struct link *link;            /* NULL: closed */
     enum peer_state state;
     bool is_worker, said_goodbye;
     struct known *known; /* when up */
@@ -76,6 +76,7 @@ struct links {
     struct loop_listener listener;
     char address[64];
     struct list peers;     /* struct peer: all connections */
+    struct list planes;    /* struct peer: data planes that are up; workers are thousands, and these are told everything */
     struct map known;      /* id → struct known */
     struct strmap by_name; /* "worker/NAME" or "data-plane/NAME" → struct known */
     struct map placed;     /* sandbox → struct placed */
@@ -537,10 +538,9 @@ static void data_plane_order(struct links *l, const struct control_order *order)
             data_plane_order_to(p, order);
         return;
     }
-    list_for_each(p, &l->peers, struct peer, node)
+    list_for_each(p, &l->planes, struct peer, plane_node)
     {
-        if (p->state == PEER_UP && !p->is_worker)
-            data_plane_order_to(p, order);
+        data_plane_order_to(p, order);
     }
 }
 
@@ -558,10 +558,10 @@ void links_order(struct links *l, const struct control_order *order)
 
 static bool sync_is_done(const struct links *l, uint64_t number)
 {
-    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    list_for_each(p, (struct list *)&l->planes, struct peer, plane_node)
     {
         /* One that came later was asked nothing: it got all of it at once. */
-        if (p->state == PEER_UP && p->sync_asked >= number && p->synced < number)
+        if (p->sync_asked >= number && p->synced < number)
             return false;
     }
     return true;
@@ -594,12 +594,10 @@ void links_sync(struct links *l, struct links_sync *sync)
     struct loop *loop = l->cp->loop;
     sync->links = l;
     sync->number = ++l->last_sync;
-    list_for_each(p, &l->peers, struct peer, node)
+    list_for_each(p, &l->planes, struct peer, plane_node)
     {
-        if (p->state == PEER_UP && !p->is_worker) {
-            p->outbox.sync = p->sync_asked = sync->number;
-            send_later(p);
-        }
+        p->outbox.sync = p->sync_asked = sync->number;
+        send_later(p);
     }
     list_push_back(&l->syncs, &sync->node);
     loop_timer_init(&sync->timer, on_sync_timeout);
@@ -818,12 +816,14 @@ static bool is_address_text(const char *text)
 static bool is_full(const struct links *l, const Dirigent__Hello *h)
 {
     unsigned others = 0;
+    if (h->role != DIRIGENT__ROLE__ROLE_DATA_PLANE)
+        return false;
     list_for_each(p, (struct list *)&l->peers, struct peer, node)
     {
         bool counts = p->state == PEER_UP || p->state == PEER_STORING;
         others += counts && !p->is_worker && strcmp(p->record.name, h->name) != 0;
     }
-    return h->role == DIRIGENT__ROLE__ROLE_DATA_PLANE && others >= DATA_PLANES_MAX;
+    return others >= DATA_PLANES_MAX;
 }
 
 /* NULL: welcome. Else why not. */
@@ -915,6 +915,7 @@ static void take_down(struct peer *p)
     struct known *k = p->known;
     p->state = PEER_CLOSING;
     k->peer = NULL;
+    list_remove(&p->plane_node);
     if (p->is_worker)
         log_requests_worker_closed(p->links->cp->logs, k->record.id);
     if (!p->links->closing)
@@ -949,6 +950,8 @@ static void bring_up(struct peer *p, struct known *k)
     k->peer = p;
     p->known = k;
     p->state = PEER_UP;
+    if (!p->is_worker)
+        list_push_back(&p->links->planes, &p->plane_node);
     k->heard_ns = p->heard_told_ns = loop_now_ns(p->links->cp->loop);
     log_info(p->is_worker ? "worker.up" : "data_plane.up", LOG_STR("name", k->record.name),
              LOG_U64("id", k->record.id), LOG_STR("address", k->record.address),
@@ -1334,6 +1337,7 @@ enum err links_new(struct control_plane *cp, struct links **ret_links, struct er
     l->cp = cp;
     l->listener.poll.fd = -1;
     list_init(&l->peers);
+    list_init(&l->planes);
     list_init(&l->syncs);
     loop_timer_init(&l->heard_timer, on_heard_timer);
     *ret_links = l;
@@ -1482,10 +1486,10 @@ bool links_peer(const struct links *l, uint64_t id, struct peer_view *ret)
 uint32_t links_sandbox_in_flight(const struct links *l, uint64_t sandbox_id)
 {
     uint64_t sum = 0;
-    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    list_for_each(p, (struct list *)&l->planes, struct peer, plane_node)
     {
         uintptr_t stored = (uintptr_t)map_get(&p->in_flight, sandbox_id);
-        sum += p->state == PEER_UP && stored > 0 ? stored - 1 : 0;
+        sum += stored > 0 ? stored - 1 : 0;
     }
     return (uint32_t)MIN(sum, UINT32_MAX);
 }

@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LATE_NS (10 * NS_PER_MS)
-
 void load_init(struct sim *s)
 {
     struct load *l = &s->load;
@@ -80,12 +78,15 @@ static void ask_due(struct sim *s, uint64_t now_ns)
             sim_progress(s);
             return;
         }
-        if (list_is_empty(&l->cold))
+        if (list_is_empty(&l->cold)) {
+            l->starved = true;
             return;
-        l->counts.held_up += due_ns >= l->measured_from_ns && now_ns - due_ns > LATE_NS;
+        }
+        l->counts.held_up += l->starved && due_ns >= l->measured_from_ns;
         ask(s, due_ns, now_ns);
         schedule_advance(&l->schedule);
     }
+    l->starved = false;
 }
 
 static void become_cold(struct sim *s, struct sim_function *f)

@@ -74,7 +74,7 @@ struct load {
     struct list cold, waiting; /* cold: the one that is so for longest first. waiting: in the order in which they were asked */
     size_t waiting_count;
     struct schedule schedule;
-    bool arriving;
+    bool arriving, starved; /* starved: an arrival waits for a function to become cold */
     uint64_t measured_from_ns, ends_ns; /* arrivals between these count, and there are none after */
     struct delay_line holds;   /* function */
     struct load_counts counts;
