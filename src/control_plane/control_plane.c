@@ -147,7 +147,7 @@ static void arm_tick(struct control_plane *cp)
     uint64_t due_ms = control_next_due_ms(cp->core);
     if (due_ms == UINT64_MAX)
         loop_timer_stop(cp->loop, &cp->tick);
-    else
+    else if (!loop_timer_is_running(&cp->tick) || cp->tick.due_ns != due_ms * NS_PER_MS)
         loop_timer_start(cp->loop, &cp->tick, due_ms * NS_PER_MS);
 }
 

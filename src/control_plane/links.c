@@ -69,7 +69,7 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct map drains;    /* data plane: sandbox id → number of the message that tells it to drain */
     struct list transfers;
     struct loop_timer pump;
-    Dirigent__WorkerLoad *load;
+    struct worker_load load; /* worker */
 };
 struct links {
     struct control_plane *cp;
@@ -80,6 +80,7 @@ struct links {
     struct map known;      /* id → struct known */
     struct strmap by_name; /* "worker/NAME" or "data-plane/NAME" → struct known */
     struct map placed;     /* sandbox → struct placed */
+    struct arena received; /* the message that is being taken: forgotten as a whole */
     struct loop_timer heard_timer;
     struct list syncs; /* struct links_sync */
     uint64_t last_sync;
@@ -438,29 +439,40 @@ static uint32_t place_us_of(const struct links *l, uint64_t sandbox_id)
     return placed != NULL ? placed->place_us : 0;
 }
 
-static void order_endpoint(struct peer *p, const struct control_order *order)
-{
-    struct links *l = p->links;
+struct endpoint { /* what an order to publish one says, the same for all data planes */
     struct sandbox_view view;
-    if (!control_sandbox(l->cp->core, order->sandbox_id, &view))
-        return;
-    const struct known *worker = map_get(&l->known, view.worker_id);
-    if (worker == NULL)
-        return;
+    const struct known *worker;
+    uint32_t place_us;
+};
+
+static bool endpoint_find(const struct links *l, const struct control_order *order,
+                          struct endpoint *ret)
+{
+    if (!control_sandbox(l->cp->core, order->sandbox_id, &ret->view))
+        return false;
+    ret->worker = map_get(&l->known, ret->view.worker_id);
+    ret->place_us = place_us_of(l, order->sandbox_id);
+    return ret->worker != NULL;
+}
+
+static void order_endpoint(struct peer *p, const struct endpoint *endpoint)
+{
+    const struct sandbox_view *view = &endpoint->view;
+    const struct known *worker = endpoint->worker;
     if (p->outbox.drain_sandboxes.count + p->outbox.remove_sandboxes.count > 0)
         send_now(p); /* in one message endpoints come before these: this may be one that is back */
-    bool direct = same_host(p, worker) && view.address->direct[0] != '\0';
+    bool direct = view->address->direct[0] != '\0' && same_host(p, worker);
     Dirigent__Endpoint *m =
         OUTBOX_ADD(&p->outbox, endpoints, Dirigent__Endpoint, DIRIGENT__ENDPOINT__INIT);
-    m->sandbox_id = order->sandbox_id;
-    m->function_id = view.function_id;
-    m->version = view.version;
-    m->address = arena_text(&p->outbox.arena, direct ? view.address->direct : view.address->host);
+    m->sandbox_id = view->sandbox_id;
+    m->function_id = view->function_id;
+    m->version = view->version;
+    m->address = arena_text(&p->outbox.arena, direct ? view->address->direct : view->address->host);
     m->worker = arena_text(&p->outbox.arena, worker->record.name);
-    m->place_us = place_us_of(l, order->sandbox_id);
-    m->create_us = view.create_us;
-    m->exec_us = view.exec_us;
-    m->listen_us = view.listen_us;
+    m->place_us = endpoint->place_us;
+    m->create_us = view->create_us;
+    m->exec_us = view->exec_us;
+    m->listen_us = view->listen_us;
 }
 
 static void order_fail_waiting(struct peer *p, const struct control_order *order)
@@ -485,7 +497,9 @@ static void order_snapshot(struct peer *p, bool begin)
     p->outbox.snapshot = begin;
 }
 
-static void data_plane_order_to(struct peer *p, const struct control_order *order)
+/* `endpoint`: of an ORDER_ENDPOINT, else NULL. */
+static void data_plane_order_to(struct peer *p, const struct control_order *order,
+                                const struct endpoint *endpoint)
 {
     struct outbox *o = &p->outbox;
     switch (order->kind) {
@@ -496,7 +510,7 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
         outbox_add_number(&o->removed_functions, order->function_id);
         break;
     case ORDER_ENDPOINT:
-        order_endpoint(p, order);
+        order_endpoint(p, endpoint);
         break;
     case ORDER_DRAIN:
         outbox_add_number(&o->drain_sandboxes, order->sandbox_id);
@@ -532,15 +546,21 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
 
 static void data_plane_order(struct links *l, const struct control_order *order)
 {
+    struct endpoint found, *endpoint = NULL;
+    if (order->kind == ORDER_ENDPOINT) {
+        if (!endpoint_find(l, order, &found))
+            return;
+        endpoint = &found;
+    }
     if (order->target_id != ALL_DATA_PLANES) {
         struct peer *p = peer_find(l, order->target_id, false);
         if (p != NULL)
-            data_plane_order_to(p, order);
+            data_plane_order_to(p, order, endpoint);
         return;
     }
     list_for_each(p, &l->planes, struct peer, plane_node)
     {
-        data_plane_order_to(p, order);
+        data_plane_order_to(p, order, endpoint);
     }
 }
 
@@ -696,12 +716,10 @@ static void take_worker_message(struct peer *p, Dirigent__ToControlPlane *m)
         log_requests_chunk(cp->logs, c->request_id, worker_id,
                            (struct str){(const char *)c->data.data, c->data.len}, c->end, c->error);
     }
-    if (m->worker_load != NULL) {
-        if (p->load != NULL)
-            dirigent__worker_load__free_unpacked(p->load, NULL);
-        p->load = m->worker_load; /* taken */
-        m->worker_load = NULL;
-    }
+    if (m->worker_load != NULL)
+        p->load = (struct worker_load){m->worker_load->cpu_used_milli, m->worker_load->blanks_ready,
+                                       m->worker_load->memory_used_bytes,
+                                       m->worker_load->disk_free_bytes};
     if (m->goodbye) {
         struct control_event event = {.kind = EVENT_WORKER_GOODBYE};
         event.worker.worker_id = worker_id;
@@ -1201,6 +1219,29 @@ static void keep_early(struct peer *p, const uint8_t *data, size_t bytes)
     buf_append(&p->early, data, bytes);
 }
 
+static const char no_message[] = "it sent something that is no message of the protocol";
+
+static void take_first_frame(struct peer *p, const uint8_t *data, size_t bytes)
+{
+    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(NULL, bytes, data);
+    if (m != NULL && m->hello != NULL) {
+        take_hello(p, m); /* takes it: it lives until the peer is up */
+        return;
+    }
+    if (m != NULL)
+        dirigent__to_control_plane__free_unpacked(m, NULL);
+    link_close(p->link, ERR_PROTOCOL, no_message);
+}
+
+static void *received_take(void *user, size_t bytes)
+{
+    return arena_take(user, bytes);
+}
+
+static void received_give(void *user, void *pointer)
+{
+}
+
 static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
 {
     struct peer *p = user;
@@ -1211,25 +1252,22 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
         return;
     }
     p->links->cp->event_begin_ns = clock_mono_ns();
-    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(NULL, bytes, data);
-    bool expects_hello = p->state == PEER_NEW || p->state == PEER_ASKED;
-    if (m == NULL || (m->hello != NULL) != expects_hello) {
-        if (m != NULL)
-            dirigent__to_control_plane__free_unpacked(m, NULL);
-        link_close(link, ERR_PROTOCOL, "it sent something that is no message of the protocol");
+    if (p->state == PEER_NEW || p->state == PEER_ASKED) {
+        take_first_frame(p, data, bytes);
         return;
     }
-    if (expects_hello) {
-        take_hello(p, m);
-        return;
-    }
-    if (p->state == PEER_MEMBER)
+    struct arena *arena = &p->links->received;
+    ProtobufCAllocator allocator = {received_take, received_give, arena};
+    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(&allocator, bytes, data);
+    if (m == NULL || m->hello != NULL)
+        link_close(link, ERR_PROTOCOL, no_message);
+    else if (p->state == PEER_MEMBER)
         members_message(p->links->cp->members, link, m);
     else if (m->stale_epoch > p->links->cp->epoch)
         shell_succeeded(p->links->cp, m->stale_epoch, "a worker or data plane has orders of it");
     else if (p->state == PEER_UP)
         take_message(p, m);
-    dirigent__to_control_plane__free_unpacked(m, NULL);
+    arena_reset(arena);
 }
 
 /* Freed when the link has told its end and the store has no write of it. */
@@ -1243,8 +1281,6 @@ static void peer_free_when_done(struct peer *p)
         transfer_end(list_entry(list_first(&p->transfers), struct transfer, node));
     if (p->first != NULL)
         dirigent__to_control_plane__free_unpacked(p->first, NULL);
-    if (p->load != NULL)
-        dirigent__worker_load__free_unpacked(p->load, NULL);
     buf_done(&p->early);
     outbox_done(&p->outbox);
     map_done(&p->prepared);
@@ -1396,6 +1432,7 @@ void links_free(struct links *l)
     while ((placed = map_next(&l->placed, &cursor)) != NULL)
         free(placed);
     map_done(&l->placed);
+    arena_done(&l->received);
     free(l);
 }
 
@@ -1459,12 +1496,8 @@ static void view_of(const struct links *l, const struct known *k, struct peer_vi
         .peer_ip = p != NULL ? p->ip : "",
         .heard_ms_ago = k->heard_ns == 0 ? UINT64_MAX : (now - MIN(now, k->heard_ns)) / NS_PER_MS,
     };
-    if (p != NULL && p->load != NULL) {
-        ret->load.cpu_used_milli = p->load->cpu_used_milli;
-        ret->load.blanks_ready = p->load->blanks_ready;
-        ret->load.memory_used_bytes = p->load->memory_used_bytes;
-        ret->load.disk_free_bytes = p->load->disk_free_bytes;
-    }
+    if (p != NULL)
+        ret->load = p->load;
 }
 
 bool links_peer_next(const struct links *l, size_t *cursor, struct peer_view *ret)
