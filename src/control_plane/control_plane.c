@@ -8,6 +8,7 @@
 #include "control_plane/blobs.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
+#include "control_plane/persisted.h"
 #include "control_plane/registry.h"
 #include "control_plane/store/store_backend.h"
 #include <signal.h>
@@ -126,6 +127,11 @@ static void carry_out(struct control_plane *cp, const struct control_order *orde
         return; /* its code goes with the next tidying */
     case ORDER_START:
     case ORDER_STOP:
+        if (cp->settings.persist_sandboxes)
+            persisted_order(cp->persisted, order);
+        else
+            links_order(cp->links, order);
+        return;
     case ORDER_DROP_VERSION:
     case ORDER_ROUTE:
     case ORDER_UNROUTE:
@@ -209,6 +215,9 @@ static enum err load_record(void *user, enum store_kind kind, uint64_t id, const
         if (err == ERR_OK)
             links_load(cp->links, kind, &peer);
         return err;
+    case STORE_SANDBOX:
+        persisted_load(cp->persisted, id);
+        return ERR_OK;
     case STORE_KIND_COUNT:
         break;
     }
@@ -344,6 +353,7 @@ static enum err start(struct program *p, struct error *e)
     cleanup(free_pointer) char *blob_path = mem_printf("%s/blobs", cp->data_path);
     cp->registry = registry_new(cp);
     cp->logs = log_requests_new(cp);
+    cp->persisted = persisted_new(cp);
     err = links_new(cp, &cp->links, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
@@ -354,6 +364,7 @@ static enum err start(struct program *p, struct error *e)
     if (err != ERR_OK)
         return err;
     cp->leads = true;
+    persisted_begin(cp->persisted);
     links_tell_core(cp->links);
     registry_tell_core(cp->registry);
     err = links_listen(cp->links, e);
@@ -384,6 +395,7 @@ static void stop(struct program *p)
         loop_run_once(cp->loop, 0);
     }
     log_requests_free(cp->logs);
+    persisted_free(cp->persisted);
     links_free(cp->links);
     registry_free(cp->registry);
     control_free(cp->core);

@@ -23,6 +23,7 @@ struct links;
 struct members;
 struct blobs;
 struct log_requests;
+struct persisted;
 struct api;
 
 struct control_plane {
@@ -46,6 +47,7 @@ struct control_plane {
     struct members *members; /* NULL: there is no other control plane */
     struct blobs *blobs;
     struct log_requests *logs;
+    struct persisted *persisted;
     struct api *api;
     uint64_t started_at_ms, started_ns;
     enum err end; /* why the loop stopped */
