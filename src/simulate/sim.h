@@ -88,7 +88,7 @@ struct sim {
     struct loop_timer timer; /* deadlines, and what is looked at now and then */
     struct loop_poll alarm;  /* timerfd: for what must be on time to the microsecond */
     int alarm_fd;
-    uint64_t alarm_ns; /* when it goes off; UINT64_MAX: never */
+    uint64_t alarm_ns, alarm_rang_ns; /* when it goes off, UINT64_MAX: never; when it last did */
     struct rng rng;
     struct load load;
     struct sim_plane *planes;
