@@ -77,44 +77,52 @@ static void send_function(struct caller *c)
 
 /* ---- answers ---- */
 
-/* The name of a peer that is alive and none of ours, in an answer's list; *ret_name is the caller's to free. */
-static bool find_real(struct str body, const char *prefix, char **ret_name)
+/* Who must not be there: a peer that is none of ours, or one of ours that is connected, to another simulation. *ret_name is
+ * the caller's to free. */
+enum stranger { STRANGER_NONE, STRANGER_REAL, STRANGER_SIMULATED };
+
+static enum stranger find_stranger(struct str body, const char *prefix, char **ret_name)
 {
     json_t *json = json_loadb(body.data, body.bytes, 0, NULL), *item;
+    enum stranger found = STRANGER_NONE;
     size_t i;
-    bool found = false;
     json_array_foreach(json_object_get(json, "items"), i, item)
     {
         const char *name = json_string_value(json_object_get(item, "name"));
         const char *state = json_string_value(json_object_get(item, "state"));
-        if (found || name == NULL || state == NULL || strcmp(state, "dead") == 0 || strncmp(name, prefix, strlen(prefix)) == 0)
+        if (found != STRANGER_NONE || name == NULL || state == NULL)
             continue;
-        found = true;
-        *ret_name = mem_strdup(name);
+        bool ours = strncmp(name, prefix, strlen(prefix)) == 0;
+        if (!ours && strcmp(state, "dead") != 0)
+            found = STRANGER_REAL;
+        else if (ours && strcmp(state, "alive") == 0)
+            found = STRANGER_SIMULATED;
+        if (found != STRANGER_NONE)
+            *ret_name = mem_strdup(name);
     }
     json_decref(json);
     return found;
 }
 
-static void refuse_real(struct registration *r, const char *what, const char *name)
+static void refuse(struct registration *r, enum stranger stranger, const char *what, const char *name)
 {
     struct error e = {0};
-    error_set(&e, ERR_CONFLICT,
-              "the control plane at %s has a real %s, '%s': simulated workers would be given its functions. Start one for the "
-              "simulation, or say --force",
-              r->sim->settings.api, what, name);
+    const char *why = stranger == STRANGER_REAL
+                          ? "is real: simulated workers would be given its functions. Start a control plane for the simulation, or "
+                            "say --force"
+                          : "belongs to another simulation that runs now";
+    error_set(&e, ERR_CONFLICT, "the %s '%s' of the control plane at %s %s", what, name, r->sim->settings.api, why);
     finish(r, ERR_CONFLICT, &e);
 }
-
-static void start_callers(struct registration *r);
 
 static void answer_check(struct caller *c, struct str body)
 {
     struct registration *r = c->registration;
     bool of_workers = r->step == STEP_WORKERS;
     cleanup(free_pointer) char *name = NULL;
-    if (!r->sim->settings.force && find_real(body, of_workers ? WORKER_NAME : PLANE_NAME, &name)) {
-        refuse_real(r, of_workers ? "worker" : "data plane", name);
+    enum stranger stranger = find_stranger(body, of_workers ? WORKER_NAME : PLANE_NAME, &name);
+    if (stranger != STRANGER_NONE && !r->sim->settings.force) {
+        refuse(r, stranger, of_workers ? "worker" : "data plane", name);
         return;
     }
     r->step = of_workers ? STEP_DATA_PLANES : STEP_FUNCTIONS;

@@ -98,7 +98,7 @@ struct sim {
     struct delay_line starts; /* struct sim_sandbox */
     struct sim_sandbox *spare;
     struct loop_timer worker_load, worker_loss;
-    size_t worker_load_next;
+    size_t worker_load_part;
     uint64_t epoch;
     char last_failure[192]; /* of a connection */
     ProtobufCAllocator allocator; /* of one message: from `scratch`, as far as it goes */

@@ -303,6 +303,13 @@ static enum err check_range(const char *key, uint64_t value, uint64_t min, uint6
     return error_field(e, ERR_USAGE, key, "--%s must be from %" PRIu64 " to %" PRIu64 ", and is %" PRIu64, flag, min, max, value);
 }
 
+/* DIRIGENT_API is an address for clients too, and they take a URL. */
+static void strip_scheme(char *address)
+{
+    if (strncmp(address, "http://", 7) == 0)
+        memmove(address, address + 7, strlen(address + 7) + 1);
+}
+
 static enum err check_settings(const struct simulate_settings *o, enum log_level *ret_level, struct error *e)
 {
     static const char *const levels[] = {"debug", "info", "warn", "error"};
@@ -440,6 +447,7 @@ int simulate_main(int argc, char **argv)
         err = check_settings(&p.sim.settings, &level, &p.error);
     if (err == ERR_OK) {
         log_init("simulate", level);
+        strip_scheme(p.sim.settings.api);
         warn_of_few_functions(&p.sim.settings);
         (void)signal(SIGPIPE, SIG_IGN);
         err = start(&p, &p.error);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #define LOAD_PERIOD_NS (2000 * NS_PER_MS)
+#define LOAD_PARTS 100u /* of a period: in each a part of the workers says its load */
 #define CAPACITY_CPU_MILLI 4000000u
 #define CAPACITY_MEMORY_BYTES (4096 * GIB)
 
@@ -245,19 +246,16 @@ static void on_up(struct dialler *d, void *user, struct link *link)
 static void on_load_timer(struct loop_timer *timer)
 {
     struct sim *s = container_of(timer, struct sim, worker_load);
-    size_t count = s->settings.workers, batch = MIN(count, (size_t)100);
+    size_t count = s->settings.workers, part = s->worker_load_part++ % LOAD_PARTS;
     Dirigent__WorkerLoad load = DIRIGENT__WORKER_LOAD__INIT;
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
     m.worker_load = &load;
     load.blanks_ready = 16;
     load.disk_free_bytes = 100 * GIB;
-    for (size_t part = 0; part < count / batch; part++) {
-        struct sim_worker *w = &s->workers[s->worker_load_next];
-        s->worker_load_next = (s->worker_load_next + 1) % count;
-        if (w->welcome)
-            link_send(w->link, &m.base);
-    }
-    loop_timer_start(s->loop, timer, loop_now_ns(s->loop) + LOAD_PERIOD_NS / batch);
+    for (size_t i = part * count / LOAD_PARTS; i < (part + 1) * count / LOAD_PARTS; i++)
+        if (s->workers[i].welcome)
+            link_send(s->workers[i].link, &m.base);
+    loop_timer_start(s->loop, timer, loop_now_ns(s->loop) + LOAD_PERIOD_NS / LOAD_PARTS);
 }
 
 /* ---- losses ---- */

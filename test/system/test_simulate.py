@@ -336,12 +336,29 @@ def test_a_control_plane_with_real_workers_is_left_alone(control_plane):
         wait_until(lambda: cp.get("/v1/data-planes")["items"], 20, "the data plane")
         done = run_cli(*cp.command(*SMALL))
         assert done.code == 1
-        assert "has a real data plane, 'in-use'" in done.err and "--force" in done.err
+        assert "the data plane 'in-use' of the control plane" in done.err and "is real" in done.err and "--force" in done.err
         assert cp.get("/v1/functions")["items"] == []
         assert cp.simulate(*SMALL, "--force")["failed"] == 0
     finally:
         plane.terminate()
         plane.wait(20)
+
+
+def test_two_simulations_do_not_share_a_control_plane(control_plane):
+    cp = control_plane()
+    first = subprocess.Popen([BUILD / "dirigent", *cp.command(*SMALL, "--json")], stdout=subprocess.PIPE)
+    wait_until(lambda: cp.metric("dirigent_workers_alive") == 20, 20)
+    done = run_cli(*cp.command(*SMALL))
+    assert done.code == 1
+    assert "the worker 'sim-worker-" in done.err and "belongs to another simulation that runs now" in done.err
+    figures = check_sums(json.loads(first.communicate(timeout=30)[0]))
+    assert figures["worker_losses"] == 0 and figures["published"] == figures["asked"]
+
+
+def test_the_api_may_be_named_as_for_clients(control_plane):
+    cp = control_plane()
+    done = run_cli("simulate", "--cluster", f"127.0.0.1:{cp.cluster_port}", *SMALL, env={"DIRIGENT_API": f"http://127.0.0.1:{cp.api_port}"})
+    assert done.code == 0
 
 
 def test_the_process_to_measure_can_be_named_and_must_be_there(control_plane):
