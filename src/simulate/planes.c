@@ -8,10 +8,11 @@
 
 struct sim_plane {
     struct sim *sim;
-    struct dialler *dialler;
-    struct link *link; /* NULL: none */
+    struct replicas *replicas;
+    struct link *link; /* to the control plane that leads; NULL: none does */
     bool welcome;
     size_t number;
+    char name[48], address[48];
     uint64_t sequence, taken, synced;
     struct map known; /* sandbox → struct sim_function of ours that it serves */
     struct loop_deferred flush;
@@ -183,14 +184,11 @@ static void take_welcome(struct sim_plane *p, const Dirigent__Welcome *w)
     sim_progress(s);
 }
 
-static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
+static void on_message(void *user, struct link *link, const Dirigent__FromControlPlane *m)
 {
     struct sim_plane *p = user;
     if (p->drained_count > 0)
         on_flush(&p->flush); /* it is no answer to what comes now */
-    const Dirigent__FromControlPlane *m = sim_unpack(p->sim, link, data, bytes);
-    if (m == NULL)
-        return;
     p->taken = m->sequence;
     if (m->welcome != NULL)
         take_welcome(p, m->welcome);
@@ -200,7 +198,7 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
 
 /* ---- the connection ---- */
 
-static void on_closed(struct link *link, void *user, enum err err, const char *why)
+static void on_lost(void *user, const char *why)
 {
     struct sim_plane *p = user;
     struct sim *s = p->sim;
@@ -214,34 +212,37 @@ static void on_closed(struct link *link, void *user, enum err err, const char *w
     log_info("data_plane.lost", LOG_U64("number", p->number), LOG_STR("why", why));
 }
 
-static void on_failed(struct dialler *d, void *user, const char *why)
+static void on_failed(void *user, const char *address, const char *why)
 {
     struct sim_plane *p = user;
-    snprintf(p->sim->last_failure, sizeof(p->sim->last_failure), "%s", why);
+    snprintf(p->sim->last_failure, sizeof(p->sim->last_failure), "%s: %s", address, why);
 }
 
-static void on_up(struct dialler *d, void *user, struct link *link)
+static void on_name(void *user, Dirigent__Hello *hello)
+{
+    struct sim_plane *p = user;
+    hello->cluster = p->sim->settings.cluster_name;
+    hello->role = DIRIGENT__ROLE__ROLE_DATA_PLANE;
+    hello->name = p->name;
+    hello->software = (char *)"dirigent simulate " DIRIGENT_VERSION;
+    hello->listen_address = p->address;
+}
+
+static void on_hello(void *user, struct link *link)
 {
     struct sim_plane *p = user;
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
     Dirigent__Hello hello = DIRIGENT__HELLO__INIT;
-    char name[48], address[48];
     uint64_t *known = mem_new_array(p->known.count + 1, sizeof(*known));
     for (size_t i = 0; i < p->known.capacity; i++)
         if (p->known.entries[i].value != NULL)
             known[hello.n_known_sandbox_ids++] = p->known.entries[i].key;
-    snprintf(name, sizeof(name), PLANE_NAME "%zu", p->number);
-    snprintf(address, sizeof(address), "10.254.0.%zu:8080", p->number + 1);
     p->link = link;
     p->sequence = 1;
     p->taken = 0;
     hello.protocol_min = PROTOCOL_VERSION_MIN;
     hello.protocol_max = PROTOCOL_VERSION_MAX;
-    hello.cluster = p->sim->settings.cluster_name;
-    hello.role = DIRIGENT__ROLE__ROLE_DATA_PLANE;
-    hello.name = name;
-    hello.software = (char *)"dirigent simulate " DIRIGENT_VERSION;
-    hello.listen_address = address;
+    on_name(p, &hello);
     hello.known_sandbox_ids = known;
     m.hello = &hello;
     m.sequence = p->sequence;
@@ -257,6 +258,8 @@ void planes_init(struct sim *s)
     for (size_t i = 0; i < s->settings.data_planes; i++) {
         s->planes[i].sim = s;
         s->planes[i].number = i;
+        snprintf(s->planes[i].name, sizeof(s->planes[i].name), PLANE_NAME "%zu", i);
+        snprintf(s->planes[i].address, sizeof(s->planes[i].address), "10.254.0.%zu:8080", i + 1);
         s->planes[i].flush.on_turn_end = on_flush;
     }
 }
@@ -268,11 +271,11 @@ struct sim_plane *planes_of(struct sim *s, size_t function_index)
 
 enum err planes_dial(struct sim *s, struct error *e)
 {
-    static const struct dialler_callbacks callbacks = {
-        .on_up = on_up, .on_failed = on_failed, .link = {.on_frame = on_frame, .on_closed = on_closed}};
+    const struct replicas_callbacks callbacks = {.on_hello = on_hello, .on_name = on_name, .on_message = on_message,
+                                                 .on_lost = on_lost, .on_failed = on_failed, .allocator = &s->allocator};
     for (size_t i = 0; i < s->settings.data_planes; i++) {
         struct sim_plane *p = &s->planes[i];
-        enum err err = dialler_new(s->loop, s->settings.cluster, &callbacks, p, &p->dialler, e);
+        enum err err = replicas_new(s->loop, s->settings.cluster, &callbacks, p, &p->replicas, e);
         if (err != ERR_OK)
             return err;
     }
@@ -292,7 +295,7 @@ void planes_free(struct sim *s)
 {
     for (size_t i = 0; s->planes != NULL && i < s->settings.data_planes; i++) {
         struct sim_plane *p = &s->planes[i];
-        dialler_free(p->dialler);
+        replicas_free(p->replicas);
         loop_defer_cancel(&p->flush);
         map_done(&p->known);
         free(p->demands);

@@ -21,7 +21,7 @@
 #include "simulate/samples.h"
 #include "simulate/schedule.h"
 #include "wire/dirigent.pb-c.h"
-#include "wire/link.h"
+#include "wire/replicas.h"
 
 #define WORKER_NAME "sim-worker-"
 #define PLANE_NAME "sim-data-plane-"
@@ -103,13 +103,9 @@ struct sim {
     char last_failure[192]; /* of a connection */
     ProtobufCAllocator allocator; /* of one message: from `scratch`, as far as it goes */
     struct buf scratch;
-    size_t scratch_used;
-    bool scratch_exceeded; /* some of the message is on the heap */
-    Dirigent__FromControlPlane *message; /* the last one unpacked */
+    size_t scratch_used, scratch_pieces; /* pieces: not given back yet */
 };
 
-/* A message from the control plane, valid until the next call; NULL: it is none, or from an older epoch, and the link closes. */
-Dirigent__FromControlPlane *sim_unpack(struct sim *s, struct link *link, const uint8_t *data, size_t bytes);
 /* A connection is up, was lost, or could not be made. */
 void sim_progress(struct sim *s);
 void sim_alarm_at(struct sim *s, uint64_t due_ns); /* the earliest of all that were asked for */
@@ -162,8 +158,8 @@ struct usage {
     uint64_t at_ns, cpu_ns, main_cpu_ns; /* main: of the thread that the process began with */
     uint64_t rss_bytes;
 };
-/* The process that listens on a port here; 0: none that we may see. */
-pid_t watch_find(const char *address);
+/* The process that listens here on the port of the first address; 0: none that we may see. */
+pid_t watch_find(const char *addresses);
 must_check enum err watch_usage(pid_t pid, struct usage *ret_usage, struct error *e);
 
 /* ---- report.c ---- */

@@ -68,15 +68,15 @@ static void stop_with(struct program *p, enum err err, const struct error *e)
 
 /* ---- what the other files share ---- */
 
+/* One message at a time: when all of its pieces have been given back the next begins at the front. */
 static void *scratch_take(void *user, size_t bytes)
 {
     struct sim *s = user;
     bytes = (bytes + 15) & ~(size_t)15;
-    if (bytes > s->scratch.capacity - s->scratch_used) {
-        s->scratch_exceeded = true;
+    if (bytes > s->scratch.capacity - s->scratch_used)
         return malloc(bytes);
-    }
     s->scratch_used += bytes;
+    s->scratch_pieces++;
     return s->scratch.data + s->scratch_used - bytes;
 }
 
@@ -86,31 +86,8 @@ static void scratch_give(void *user, void *pointer)
     char *c = pointer;
     if (c < s->scratch.data || c >= s->scratch.data + s->scratch.capacity)
         free(pointer);
-}
-
-static void message_free(struct sim *s)
-{
-    if (s->message != NULL && s->scratch_exceeded) /* else nothing of it is on the heap */
-        dirigent__from_control_plane__free_unpacked(s->message, &s->allocator);
-    s->message = NULL;
-    s->scratch_exceeded = false;
-    s->scratch_used = 0;
-}
-
-Dirigent__FromControlPlane *sim_unpack(struct sim *s, struct link *link, const uint8_t *data, size_t bytes)
-{
-    message_free(s);
-    s->message = dirigent__from_control_plane__unpack(&s->allocator, bytes, data);
-    if (s->message == NULL) {
-        link_close(link, ERR_PROTOCOL, "the control plane sent something that is no message of the protocol");
-        return NULL;
-    }
-    if (s->message->epoch < s->epoch) {
-        link_close(link, ERR_STALE, "orders of an older epoch");
-        return NULL;
-    }
-    s->epoch = s->message->epoch;
-    return s->message;
+    else if (--s->scratch_pieces == 0)
+        s->scratch_used = 0;
 }
 
 void sim_alarm_at(struct sim *s, uint64_t due_ns)
@@ -351,7 +328,10 @@ static enum err check_settings(const struct simulate_settings *o, enum log_level
 static enum err raise_descriptor_limit(const struct simulate_settings *o, struct error *e)
 {
     struct rlimit limit = {0};
-    rlim_t needed = o->workers + o->data_planes + DESCRIPTORS_BESIDE;
+    rlim_t replicas = 1;
+    for (const char *c = o->cluster; *c != '\0'; c++)
+        replicas += *c == ',';
+    rlim_t needed = (o->workers + o->data_planes) * replicas + DESCRIPTORS_BESIDE;
     (void)getrlimit(RLIMIT_NOFILE, &limit);
     if (limit.rlim_cur >= needed)
         return ERR_OK;
@@ -431,7 +411,6 @@ static void done(struct program *p)
         fd_close(&s->alarm_fd);
         loop_free(s->loop);
     }
-    message_free(s);
     buf_done(&s->scratch);
     settings_done(table, ARRAY_COUNT(table), &s->settings);
 }

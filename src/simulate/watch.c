@@ -42,9 +42,10 @@ static bool has_descriptor(const char *pid, const char *target)
     return found;
 }
 
-pid_t watch_find(const char *address)
+pid_t watch_find(const char *addresses)
 {
-    const char *colon = strrchr(address, ':');
+    cleanup(free_pointer) char *first = mem_strndup(addresses, strcspn(addresses, ","));
+    const char *colon = strrchr(first, ':');
     unsigned port = colon != NULL ? (unsigned)strtoul(colon + 1, NULL, 10) : 0;
     uint64_t inode = listener_inode("/proc/net/tcp", port);
     if (inode == 0)

@@ -13,10 +13,11 @@
 
 struct sim_worker {
     struct sim *sim;
-    struct dialler *dialler;
-    struct link *link; /* NULL: none */
+    struct replicas *replicas;
+    struct link *link; /* to the control plane that leads; NULL: none does */
     bool welcome;
     size_t number;
+    char name[32], address[32];
     uint64_t sequence;
     struct list sandboxes;
     struct map prepared; /* versions it was told of; key version_key() */
@@ -156,12 +157,9 @@ static void take_welcome(struct sim_worker *w, const Dirigent__Welcome *m)
     sim_progress(s);
 }
 
-static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
+static void on_message(void *user, struct link *link, const Dirigent__FromControlPlane *m)
 {
     struct sim_worker *w = user;
-    const Dirigent__FromControlPlane *m = sim_unpack(w->sim, link, data, bytes);
-    if (m == NULL)
-        return;
     if (m->welcome != NULL)
         take_welcome(w, m->welcome);
     if (!w->welcome)
@@ -178,7 +176,7 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
 
 /* ---- the connection ---- */
 
-static void on_closed(struct link *link, void *user, enum err err, const char *why)
+static void on_lost(void *user, const char *why)
 {
     struct sim_worker *w = user;
     struct sim *s = w->sim;
@@ -192,10 +190,10 @@ static void on_closed(struct link *link, void *user, enum err err, const char *w
     log_info("worker.lost", LOG_U64("number", w->number), LOG_STR("why", why));
 }
 
-static void on_failed(struct dialler *d, void *user, const char *why)
+static void on_failed(void *user, const char *address, const char *why)
 {
     struct sim_worker *w = user;
-    snprintf(w->sim->last_failure, sizeof(w->sim->last_failure), "%s", why);
+    snprintf(w->sim->last_failure, sizeof(w->sim->last_failure), "%s: %s", address, why);
 }
 
 struct hello_sandbox {
@@ -203,12 +201,21 @@ struct hello_sandbox {
     char address[48], host_address[48];
 };
 
-static void on_up(struct dialler *d, void *user, struct link *link)
+static void on_name(void *user, Dirigent__Hello *hello)
+{
+    struct sim_worker *w = user;
+    hello->cluster = w->sim->settings.cluster_name;
+    hello->role = DIRIGENT__ROLE__ROLE_WORKER;
+    hello->name = w->name;
+    hello->software = (char *)"dirigent simulate " DIRIGENT_VERSION;
+    hello->address = w->address;
+}
+
+static void on_hello(void *user, struct link *link)
 {
     struct sim_worker *w = user;
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
     Dirigent__Hello hello = DIRIGENT__HELLO__INIT;
-    char name[48], address[48];
     size_t count = 0, i = 0;
     list_for_each(box, &w->sandboxes, struct sim_sandbox, node) count++;
     struct hello_sandbox *sandboxes = mem_new_array(count + 1, sizeof(*sandboxes));
@@ -220,17 +227,11 @@ static void on_up(struct dialler *d, void *user, struct link *link)
         i++;
     }
     hello.n_sandboxes = count;
-    snprintf(name, sizeof(name), WORKER_NAME "%zu", w->number);
-    snprintf(address, sizeof(address), "10.%zu.%zu.%zu", w->number / 65536, w->number / 256 % 256, w->number % 256);
     w->link = link;
     w->sequence = 1;
     hello.protocol_min = PROTOCOL_VERSION_MIN;
     hello.protocol_max = PROTOCOL_VERSION_MAX;
-    hello.cluster = w->sim->settings.cluster_name;
-    hello.role = DIRIGENT__ROLE__ROLE_WORKER;
-    hello.name = name;
-    hello.software = (char *)"dirigent simulate " DIRIGENT_VERSION;
-    hello.address = address;
+    on_name(w, &hello);
     hello.cpu_milli = CAPACITY_CPU_MILLI;
     hello.memory_bytes = CAPACITY_MEMORY_BYTES;
     hello.slots = SANDBOXES_PER_WORKER_MAX;
@@ -283,6 +284,8 @@ void workers_init(struct sim *s)
     for (size_t i = 0; i < s->settings.workers; i++) {
         s->workers[i].sim = s;
         s->workers[i].number = i;
+        snprintf(s->workers[i].name, sizeof(s->workers[i].name), WORKER_NAME "%zu", i);
+        snprintf(s->workers[i].address, sizeof(s->workers[i].address), "10.%zu.%zu.%zu", i / 65536, i / 256 % 256, i % 256);
         list_init(&s->workers[i].sandboxes);
     }
     loop_timer_init(&s->worker_load, on_load_timer);
@@ -291,13 +294,13 @@ void workers_init(struct sim *s)
 
 enum err workers_dial(struct sim *s, struct error *e)
 {
-    static const struct dialler_callbacks callbacks = {
-        .on_up = on_up, .on_failed = on_failed, .link = {.on_frame = on_frame, .on_closed = on_closed}};
+    const struct replicas_callbacks callbacks = {.on_hello = on_hello, .on_name = on_name, .on_message = on_message,
+                                                 .on_lost = on_lost, .on_failed = on_failed, .allocator = &s->allocator};
     if (s->workers_dialled == 0)
         on_load_timer(&s->worker_load);
     while (s->workers_dialled < s->settings.workers && s->workers_dialled < s->workers_up + DIALLED_AT_ONCE) {
         struct sim_worker *w = &s->workers[s->workers_dialled];
-        enum err err = dialler_new(s->loop, s->settings.cluster, &callbacks, w, &w->dialler, e);
+        enum err err = replicas_new(s->loop, s->settings.cluster, &callbacks, w, &w->replicas, e);
         if (err != ERR_OK)
             return err;
         s->workers_dialled++;
@@ -324,7 +327,7 @@ void workers_free(struct sim *s)
             free(box); /* the others are in their workers' lists */
     for (size_t i = 0; s->workers != NULL && i < s->settings.workers; i++) {
         struct sim_worker *w = &s->workers[i];
-        dialler_free(w->dialler);
+        replicas_free(w->replicas);
         map_done(&w->prepared);
         list_for_each(one, &w->sandboxes, struct sim_sandbox, node) free(one);
     }

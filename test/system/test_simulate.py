@@ -260,10 +260,11 @@ def test_without_it_nothing_is_stored_for_a_sandbox(control_plane):
     (["--window", "50ms"], "--window must be from 100"),
     (["--arrivals", "regular"], "--arrivals must be poisson or uniform, and is 'regular'"),
     (["--cluster", "nowhere"], "--cluster: 'nowhere' is no ADDRESS:PORT"),
+    (["--cluster", "127.0.0.1:9090,"], "--cluster: '127.0.0.1:9090,' is no ADDRESS:PORT"),
     (["--wrokers", "7"], "workers"),
     (["--log-level", "loud"], "--log-level must be debug, info, warn or error"),
     (["--workers"], "--workers needs a value"),
-    (["50"], "'50' is not expected here"),
+    (["--rate", "5", "50"], "'50' is not expected here"),
 ])
 def test_wrong_flags(build, flags, text):
     done = run_cli("simulate", *flags)
@@ -305,7 +306,7 @@ def test_a_wrong_port_for_the_cluster_is_given_up_with_the_reason(control_plane)
     port, = free_ports(1)
     done = run_cli("simulate", "--api", f"127.0.0.1:{cp.api_port}", "--cluster", f"127.0.0.1:{port}", "--setup-timeout", "500ms")
     assert done.code == 1
-    assert f"0 of 2 data planes and 0 of 50 workers were connected to 127.0.0.1:{port} within 500 ms; last: Connection refused" in done.err
+    assert f"0 of 2 data planes and 0 of 50 workers were connected to 127.0.0.1:{port} within 500 ms; last: 127.0.0.1:{port}: Connection refused" in done.err
 
 
 def test_another_cluster_refuses(control_plane):
@@ -342,6 +343,16 @@ def test_a_control_plane_with_real_workers_is_left_alone(control_plane):
     finally:
         plane.terminate()
         plane.wait(20)
+
+
+def test_one_of_several_control_planes_may_be_away(control_plane):
+    cp = control_plane()
+    port, = free_ports(1)
+    done = run_cli("simulate", "--api", f"127.0.0.1:{cp.api_port}", "--cluster", f"127.0.0.1:{cp.cluster_port},127.0.0.1:{port}",
+                   *SMALL, "--json")
+    assert done.code == 0
+    figures = check_sums(json.loads(done.out))
+    assert figures["published"] == figures["asked"] and figures["control_plane"]["rss_bytes"] > 1 << 20
 
 
 def test_two_simulations_do_not_share_a_control_plane(control_plane):
