@@ -26,8 +26,10 @@ static void print_usage(const struct sim *s, const char *who, const struct usage
 {
     double wall_s = seconds_of(after->at_ns, before->at_ns), cpu_s = seconds_of(after->cpu_ns, before->cpu_ns);
     double main_s = seconds_of(after->main_cpu_ns, before->main_cpu_ns);
-    printf("  %-14s %6.2f s of processor time (%.0f %% of a core, its first thread %.0f %%), %.1f us per cold start, %.0f MiB\n",
-           who, cpu_s, cpu_s / wall_s * 100, main_s / wall_s * 100, per_start_us(s, cpu_s), (double)after->rss_bytes / MIB);
+    printf("  %-14s %6.2f s of processor time (%.0f %% of a core, its first thread %.0f %%; %.2f s waited for one), %.1f us per cold "
+           "start, %.0f MiB\n",
+           who, cpu_s, cpu_s / wall_s * 100, main_s / wall_s * 100, seconds_of(after->wait_ns, before->wait_ns),
+           per_start_us(s, cpu_s), (double)after->rss_bytes / MIB);
 }
 
 static void print_text(struct sim *s, const struct results *r)
@@ -71,8 +73,9 @@ static void print_json_times(const char *name, struct samples *t)
 static void print_json_usage(const struct sim *s, const char *name, const struct usage *before, const struct usage *after)
 {
     double cpu_s = seconds_of(after->cpu_ns, before->cpu_ns);
-    printf(",\"%s\":{\"cpu_s\":%.3f,\"main_cpu_s\":%.3f,\"wall_s\":%.3f,\"cpu_us_per_start\":%.2f,\"rss_bytes\":%" PRIu64 "}", name,
-           cpu_s, seconds_of(after->main_cpu_ns, before->main_cpu_ns), seconds_of(after->at_ns, before->at_ns),
+    printf(",\"%s\":{\"cpu_s\":%.3f,\"main_cpu_s\":%.3f,\"wait_s\":%.3f,\"wall_s\":%.3f,\"cpu_us_per_start\":%.2f,\"rss_bytes\":%" PRIu64 "}", name,
+           cpu_s, seconds_of(after->main_cpu_ns, before->main_cpu_ns), seconds_of(after->wait_ns, before->wait_ns),
+           seconds_of(after->at_ns, before->at_ns),
            per_start_us(s, cpu_s), after->rss_bytes);
 }
 

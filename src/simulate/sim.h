@@ -156,6 +156,7 @@ void registration_free(struct registration *r);          /* not from its callbac
 /* ---- watch.c ---- */
 struct usage {
     uint64_t at_ns, cpu_ns, main_cpu_ns; /* main: of the thread that the process began with */
+    uint64_t wait_ns;                    /* its threads could have run, and had no processor */
     uint64_t rss_bytes;
 };
 /* The process that listens here on the port of the first address; 0: none that we may see. */

@@ -62,16 +62,19 @@ pid_t watch_find(const char *addresses)
     return found;
 }
 
-/* Time on a processor: the first number of schedstat, in nanoseconds. */
-static uint64_t thread_cpu_ns(pid_t pid, const char *thread)
+/* schedstat: time on a processor, and time it could have run and had none, in nanoseconds. */
+static uint64_t thread_add(pid_t pid, const char *thread, struct usage *u)
 {
-    char path[300];
+    char path[300], *end;
     cleanup(free_pointer) char *text = NULL;
     size_t bytes;
     snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", pid, thread);
     if (file_read(path, 4096, &text, &bytes, NULL) != ERR_OK)
         return 0; /* it ended just now */
-    return strtoull(text, NULL, 10);
+    uint64_t cpu_ns = strtoull(text, &end, 10);
+    u->cpu_ns += cpu_ns;
+    u->wait_ns += strtoull(end, NULL, 10);
+    return cpu_ns;
 }
 
 static uint64_t resident_bytes(pid_t pid)
@@ -98,8 +101,7 @@ enum err watch_usage(pid_t pid, struct usage *ret_usage, struct error *e)
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         if (!isdigit((unsigned char)entry->d_name[0]))
             continue;
-        uint64_t cpu_ns = thread_cpu_ns(pid, entry->d_name);
-        ret_usage->cpu_ns += cpu_ns;
+        uint64_t cpu_ns = thread_add(pid, entry->d_name, ret_usage);
         if (strcmp(entry->d_name, main_thread) == 0)
             ret_usage->main_cpu_ns = cpu_ns;
     }
