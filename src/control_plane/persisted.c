@@ -1,4 +1,5 @@
-/* persisted.c - one write for each order; the store carries them out, and tells their ends, in the order in which they came. */
+/* persisted.c - one write for each order; the store carries them out, and tells their ends, in the
+ * order in which they came. */
 #include "control_plane/persisted.h"
 #include "base/log.h"
 #include "control_plane/links.h"

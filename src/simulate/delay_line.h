@@ -1,5 +1,6 @@
-/* delay_line.h - things that come out after a delay, in the order in which they went in: what all take equally long needs
- * no heap of timers. Pure: no clock. Owner: whoever declares it; zeroed is empty. */
+/* delay_line.h - things that come out after a delay, in the order in which they went in: what all
+ * take equally long needs no heap of timers. Pure: no clock. Owner: whoever declares it; zeroed is
+ * empty. */
 #pragma once
 #include "base/base.h"
 
@@ -7,7 +8,7 @@ struct delay_line {
     struct delayed {
         uint64_t due_ns;
         void *item;
-    } *ring;
+    } * ring;
     size_t first, count, capacity; /* capacity: a power of two, or 0 */
 };
 /* due_ns is not before that of what went in last. */

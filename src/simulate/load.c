@@ -1,5 +1,5 @@
-/* load.c - invocations. Times are read when something is seen, not when the turn began: whoever is late here is late in the
- * figures. */
+/* load.c - invocations. Times are read when something is seen, not when the turn began: whoever is
+ * late here is late in the figures. */
 #include "simulate/sim.h"
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,8 @@ void load_init(struct sim *s)
     l->functions = mem_new_array(count, sizeof(*l->functions));
     size_t *order = mem_new_array(count, sizeof(*order));
     for (size_t i = 0; i < count; i++) {
-        size_t other = rng_below(&s->rng, i + 1); /* shuffled: neighbours by name are no neighbours in time */
+        size_t other =
+            rng_below(&s->rng, i + 1); /* shuffled: neighbours by name are no neighbours in time */
         order[i] = order[other];
         order[other] = i;
     }
@@ -108,7 +109,8 @@ void load_begin(struct sim *s)
     uint64_t begin_ns = clock_mono_ns();
     l->measured_from_ns = begin_ns + o->warm_up * NS_PER_MS;
     l->ends_ns = l->measured_from_ns + o->duration * NS_PER_MS;
-    schedule_init(&l->schedule, (double)o->rate, strcmp(o->arrivals, "poisson") == 0, o->seed, begin_ns);
+    schedule_init(&l->schedule, (double)o->rate, strcmp(o->arrivals, "poisson") == 0, o->seed,
+                  begin_ns);
     l->arriving = true;
     sim_alarm_at(s, load_next_ns(s));
 }
@@ -116,7 +118,8 @@ void load_begin(struct sim *s)
 void load_give_up(struct sim *s)
 {
     struct load *l = &s->load;
-    for (; l->arriving && schedule_next_ns(&l->schedule) < l->ends_ns; schedule_advance(&l->schedule))
+    for (; l->arriving && schedule_next_ns(&l->schedule) < l->ends_ns;
+         schedule_advance(&l->schedule))
         l->counts.unasked += schedule_next_ns(&l->schedule) >= l->measured_from_ns;
     l->arriving = false;
 }
@@ -157,7 +160,6 @@ void load_ordered(struct sim *s, struct sim_sandbox *box)
     if (f == NULL || f->state != FUNCTION_WAITING || f->ordered)
         return; /* for nobody who waits, or one more: `starts` counts it */
     f->ordered = true;
-    f->ordered_ns = box->ordered_ns;
     if (!f->measured)
         return;
     l->counts.scheduled++;
@@ -180,7 +182,8 @@ void load_published(struct sim *s, struct sim_function *f, uint64_t sandbox_id)
     struct load *l = &s->load;
     uint64_t now_ns = clock_mono_ns();
     const struct sim_sandbox *box = map_get(&s->sandboxes, sandbox_id);
-    if (f->state == FUNCTION_COLD) { /* of an invocation that was given up: it must go before the next */
+    if (f->state ==
+        FUNCTION_COLD) { /* of an invocation that was given up: it must go before the next */
         list_remove(&f->node);
         f->state = FUNCTION_ENDING;
     }

@@ -1,6 +1,7 @@
-/* planes.c - simulated data planes: they route nothing, but say and answer what the real one does (src/data_plane/router.c):
- * demand at once when the first request waits, drained when nothing is in flight, `synced` when a message is in force. Which
- * sandboxes are known is kept for the functions that are called here only. */
+/* planes.c - simulated data planes: they route nothing, but say and answer what the real one does
+ * (src/data_plane/router.c): demand at once when the first request waits, drained when nothing is
+ * in flight, `synced` when a message is in force. Which sandboxes are known is kept for the
+ * functions that are called here only. */
 #include "base/log.h"
 #include "simulate/sim.h"
 #include <stdio.h>
@@ -61,7 +62,8 @@ void sim_plane_demand(struct sim_plane *p, struct sim_function *f)
     if (p->demand_count == p->demand_capacity) {
         p->demand_capacity = MAX(p->demand_capacity * 2, (size_t)64);
         p->demands = mem_resize(p->demands, p->demand_capacity, sizeof(*p->demands));
-        p->pointers = mem_resize(p->pointers, p->demand_capacity, sizeof(struct Dirigent__Demand *));
+        p->pointers =
+            mem_resize(p->pointers, p->demand_capacity, sizeof(struct Dirigent__Demand *));
     }
     Dirigent__Demand *m = &p->demands[p->demand_count++];
     *m = (Dirigent__Demand)DIRIGENT__DEMAND__INIT;
@@ -175,7 +177,8 @@ static void take_welcome(struct sim_plane *p, const Dirigent__Welcome *w)
 {
     struct sim *s = p->sim;
     if (w->refused[0] != '\0') {
-        snprintf(s->last_failure, sizeof(s->last_failure), "it refuses a data plane: %s", w->refused);
+        snprintf(s->last_failure, sizeof(s->last_failure), "it refuses a data plane: %s",
+                 w->refused);
         return; /* it closes */
     }
     p->welcome = true;
@@ -208,7 +211,8 @@ static void on_lost(void *user, const char *why)
     p->welcome = false;
     s->planes_up--;
     s->load.counts.plane_losses++;
-    snprintf(s->last_failure, sizeof(s->last_failure), "a data plane's connection was lost: %s", why);
+    snprintf(s->last_failure, sizeof(s->last_failure), "a data plane's connection was lost: %s",
+             why);
     log_info("data_plane.lost", LOG_U64("number", p->number), LOG_STR("why", why));
 }
 
@@ -271,8 +275,12 @@ struct sim_plane *planes_of(struct sim *s, size_t function_index)
 
 enum err planes_dial(struct sim *s, struct error *e)
 {
-    const struct replicas_callbacks callbacks = {.on_hello = on_hello, .on_name = on_name, .on_message = on_message,
-                                                 .on_lost = on_lost, .on_failed = on_failed, .allocator = &s->allocator};
+    const struct replicas_callbacks callbacks = {.on_hello = on_hello,
+                                                 .on_name = on_name,
+                                                 .on_message = on_message,
+                                                 .on_lost = on_lost,
+                                                 .on_failed = on_failed,
+                                                 .allocator = &s->allocator};
     for (size_t i = 0; i < s->settings.data_planes; i++) {
         struct sim_plane *p = &s->planes[i];
         enum err err = replicas_new(s->loop, s->settings.cluster, &callbacks, p, &p->replicas, e);

@@ -1,5 +1,6 @@
-/* registration.c - functions, over the HTTP API: connections that are kept, each with one request at a time, so that the
- * store has many to write together. Before them one connection looks who is there already. */
+/* registration.c - functions, over the HTTP API: connections that are kept, each with one request
+ * at a time, so that the store has many to write together. Before them one connection looks who is
+ * there already. */
 #include "http/http1.h"
 #include "simulate/sim.h"
 #include <jansson.h>
@@ -52,11 +53,13 @@ static void fail(struct registration *r, enum err code, const char *what, const 
 static void send_get(struct caller *c, const char *path)
 {
     cleanup(buf_done) struct buf out = {0};
-    buf_printf(&out, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, c->registration->sim->settings.api);
+    buf_printf(&out, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path,
+               c->registration->sim->settings.api);
     loop_stream_send(&c->stream, out.data, out.bytes);
 }
 
-/* A sandbox is idle for one or two windows, then it goes; all of one function's calls would fit one worker many times. */
+/* A sandbox is idle for one or two windows, then it goes; all of one function's calls would fit one
+ * worker many times. */
 static void send_function(struct caller *c)
 {
     struct registration *r = c->registration;
@@ -64,12 +67,15 @@ static void send_function(struct caller *c)
     char body[512];
     cleanup(buf_done) struct buf out = {0};
     c->function = r->next++;
-    int bytes = snprintf(body, sizeof(body),
-                         "{\"command\":[\"/bin/true\"],\"memory\":\"4Mi\",\"cpu\":\"10m\",\"scaling\":{\"concurrency\":%" PRIu64
-                         ",\"stable_window\":\"%" PRIu64 "ms\"}}",
-                         o->concurrency, o->window);
+    int bytes =
+        snprintf(body, sizeof(body),
+                 "{\"command\":[\"/bin/"
+                 "true\"],\"memory\":\"4Mi\",\"cpu\":\"10m\",\"scaling\":{\"concurrency\":%" PRIu64
+                 ",\"stable_window\":\"%" PRIu64 "ms\"}}",
+                 o->concurrency, o->window);
     buf_printf(&out,
-               "PUT /v1/functions/" FUNCTION_NAME "%zu HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
+               "PUT /v1/functions/" FUNCTION_NAME
+               "%zu HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
                "Content-Length: %d\r\n\r\n%s",
                c->function, o->api, bytes, body);
     loop_stream_send(&c->stream, out.data, out.bytes);
@@ -77,8 +83,8 @@ static void send_function(struct caller *c)
 
 /* ---- answers ---- */
 
-/* Who must not be there: a peer that is none of ours, or one of ours that is connected, to another simulation. *ret_name is
- * the caller's to free. */
+/* Who must not be there: a peer that is none of ours, or one of ours that is connected, to another
+ * simulation. *ret_name is the caller's to free. */
 enum stranger { STRANGER_NONE, STRANGER_REAL, STRANGER_SIMULATED };
 
 static enum stranger find_stranger(struct str body, const char *prefix, char **ret_name)
@@ -104,14 +110,17 @@ static enum stranger find_stranger(struct str body, const char *prefix, char **r
     return found;
 }
 
-static void refuse(struct registration *r, enum stranger stranger, const char *what, const char *name)
+static void refuse(struct registration *r, enum stranger stranger, const char *what,
+                   const char *name)
 {
     struct error e = {0};
     const char *why = stranger == STRANGER_REAL
-                          ? "is real: simulated workers would be given its functions. Start a control plane for the simulation, or "
+                          ? "is real: simulated workers would be given its functions. Start a "
+                            "control plane for the simulation, or "
                             "say --force"
                           : "belongs to another simulation that runs now";
-    error_set(&e, ERR_CONFLICT, "the %s '%s' of the control plane at %s %s", what, name, r->sim->settings.api, why);
+    error_set(&e, ERR_CONFLICT, "the %s '%s' of the control plane at %s %s", what, name,
+              r->sim->settings.api, why);
     finish(r, ERR_CONFLICT, &e);
 }
 
@@ -136,10 +145,11 @@ static void answer_take(struct caller *c, unsigned status, struct str body)
 {
     struct registration *r = c->registration;
     if (status != 200 && status != 201) {
-        cleanup(free_pointer) char *text = mem_strndup(body.data != NULL ? body.data : "", MIN(body.bytes, (size_t)400));
+        cleanup(free_pointer) char *text =
+            mem_strndup(body.data != NULL ? body.data : "", MIN(body.bytes, (size_t)400));
         char what[96];
-        snprintf(what, sizeof(what), "%s answered %u: ", r->step == STEP_FUNCTIONS ? "registering a function was" : "a list was",
-                 status);
+        snprintf(what, sizeof(what), "%s answered %u: ",
+                 r->step == STEP_FUNCTIONS ? "registering a function was" : "a list was", status);
         fail(r, ERR_FAILED, what, text);
         return;
     }
@@ -171,7 +181,8 @@ static void on_recv(struct loop_stream *stream, enum err err, const char *data, 
         err = http_response_parse(c->in.data, c->in.bytes, &c->scanned, HTTP_GET, &response, &e);
         if (err == ERR_MORE)
             return;
-        if (err == ERR_OK && (response.body != HTTP_BODY_LENGTH || response.content_length > ANSWER_BYTES_MAX))
+        if (err == ERR_OK &&
+            (response.body != HTTP_BODY_LENGTH || response.content_length > ANSWER_BYTES_MAX))
             err = error_set(&e, ERR_PROTOCOL, "its answer has no length, or one above the limit");
         if (err != ERR_OK) {
             fail(r, err, e.text, "");
@@ -214,8 +225,8 @@ static enum err connect_one(struct registration *r, struct error *e)
     static const struct loop_stream_callbacks callbacks = {
         .on_connect = on_connect, .on_recv = on_recv, .on_closed = on_stream_closed};
     struct caller *c = &r->callers[r->caller_count];
-    enum err err = loop_stream_connect(r->sim->loop, &c->stream, &callbacks, (struct sockaddr *)&r->address,
-                                       r->address_bytes, NULL, e);
+    enum err err = loop_stream_connect(r->sim->loop, &c->stream, &callbacks,
+                                       (struct sockaddr *)&r->address, r->address_bytes, NULL, e);
     if (err != ERR_OK)
         return error_prefix(e, "the API at %s", r->sim->settings.api);
     c->registration = r;
@@ -241,7 +252,8 @@ void registration_begin(struct registration *r)
     start_callers(r);
 }
 
-enum err registration_new(struct sim *s, void (*on_done)(struct sim *s, enum err err, const struct error *e),
+enum err registration_new(struct sim *s,
+                          void (*on_done)(struct sim *s, enum err err, const struct error *e),
                           struct registration **ret_registration, struct error *e)
 {
     struct registration *r = mem_new(sizeof(*r));

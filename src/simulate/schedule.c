@@ -2,10 +2,12 @@
 #include "simulate/schedule.h"
 #include <math.h>
 
-void schedule_init(struct schedule *s, double per_second, bool poisson, uint64_t seed, uint64_t begin_ns)
+void schedule_init(struct schedule *s, double per_second, bool poisson, uint64_t seed,
+                   uint64_t begin_ns)
 {
     assert(per_second > 0);
-    *s = (struct schedule){.gap_ns = (double)NS_PER_S / per_second, .next_ns = (double)begin_ns, .poisson = poisson};
+    *s = (struct schedule){
+        .gap_ns = (double)NS_PER_S / per_second, .next_ns = (double)begin_ns, .poisson = poisson};
     rng_init(&s->rng, seed);
     schedule_advance(s);
 }

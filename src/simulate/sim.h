@@ -8,9 +8,10 @@
  *   watch.c         processor time and memory of the control plane and of ourselves
  *   report.c        what is printed
  *
- * Life of an invocation: COLD function → asked (its time in the schedule has come, demand is sent) → WAITING → endpoint
- * published → HELD for the time of --exec → ENDING (demand is none; the autoscaler's window ends, the sandbox is drained,
- * stopped, gone) → COLD again. A function has one invocation at a time, so that each is a cold start. */
+ * Life of an invocation: COLD function → asked (its time in the schedule has come, demand is sent)
+ * → WAITING → endpoint published → HELD for the time of --exec → ENDING (demand is none; the
+ * autoscaler's window ends, the sandbox is drained, stopped, gone) → COLD again. A function has one
+ * invocation at a time, so that each is a cold start. */
 #pragma once
 #include "base/hash.h"
 #include "base/list.h"
@@ -39,15 +40,16 @@ struct sim_worker;
 
 enum function_state { FUNCTION_COLD, FUNCTION_WAITING, FUNCTION_HELD, FUNCTION_ENDING };
 struct sim_function {
-    uint64_t id; /* 0: no data plane was told of it */
-    struct list node; /* in load.cold or load.waiting */
+    uint64_t id;             /* 0: no data plane was told of it */
+    struct list node;        /* in load.cold or load.waiting */
     struct sim_plane *plane; /* where it is called */
     enum function_state state;
-    bool measured, ordered; /* the invocation: in the time that counts; a start order for it was seen */
-    uint64_t asked_ns, ordered_ns;
-    uint64_t held_sandbox;  /* that serves it, while HELD */
-    uint32_t endpoints;     /* that its data plane knows */
-    bool drain_owed;        /* of held_sandbox */
+    bool measured; /* the invocation's time in the schedule is in the time that counts */
+    bool ordered;  /* a start order for it was seen */
+    uint64_t asked_ns;
+    uint64_t held_sandbox; /* that serves it, while HELD */
+    uint32_t endpoints;    /* that its data plane knows */
+    bool drain_owed;       /* of held_sandbox */
 };
 
 enum sandbox_state { SANDBOX_STARTING, SANDBOX_READY, SANDBOX_GONE };
@@ -62,21 +64,23 @@ struct sim_sandbox {
 
 /* Counted in the time that is measured, but for those said to be of the whole run. */
 struct load_counts {
-    uint64_t asked, scheduled, published, failed, timed_out; /* of calls whose time in the schedule is in it */
-    uint64_t cut;                                  /* published, and the sandbox went while they held it */
-    uint64_t held_up, unasked;                     /* no function was cold: asked late, or not at all */
+    /* of calls whose time in the schedule is in it */
+    uint64_t asked, scheduled, published, failed, timed_out;
+    uint64_t cut;              /* published, and the sandbox went while they held it */
+    uint64_t held_up, unasked; /* no function was cold: asked late, or not at all */
     uint64_t scheduled_in_time, published_in_time; /* by when it happened */
     uint64_t starts, readies, stops, unprepared, worker_losses, plane_losses; /* whole run */
 };
 struct load {
     struct sim_function *functions;
-    struct map by_id; /* id → function, for those that a data plane was told of */
-    struct list cold, waiting; /* cold: the one that is so for longest first. waiting: in the order in which they were asked */
+    struct map by_id;    /* id → function, for those that a data plane was told of */
+    struct list cold;    /* the one that is so for longest first */
+    struct list waiting; /* in the order in which they were asked */
     size_t waiting_count;
     struct schedule schedule;
     bool arriving, starved; /* starved: an arrival waits for a function to become cold */
     uint64_t measured_from_ns, ends_ns; /* arrivals between these count, and there are none after */
-    struct delay_line holds;   /* function */
+    struct delay_line holds;            /* function */
     struct load_counts counts;
     struct samples order_ns, publish_ns, late_ns;
 };
@@ -93,14 +97,13 @@ struct sim {
     struct load load;
     struct sim_plane *planes;
     struct sim_worker *workers;
-    size_t planes_up, workers_up, planes_dialled, workers_dialled;
-    struct map sandboxes; /* id → struct sim_sandbox, not those GONE */
+    size_t planes_up, workers_up, workers_dialled;
+    struct map sandboxes;     /* id → struct sim_sandbox, not those GONE */
     struct delay_line starts; /* struct sim_sandbox */
     struct sim_sandbox *spare;
     struct loop_timer worker_load, worker_loss;
     size_t worker_load_part;
-    uint64_t epoch;
-    char last_failure[192]; /* of a connection */
+    char last_failure[192];       /* of a connection */
     ProtobufCAllocator allocator; /* of one message: from `scratch`, as far as it goes */
     struct buf scratch;
     size_t scratch_used, scratch_pieces; /* pieces: not given back yet */
@@ -112,7 +115,7 @@ void sim_alarm_at(struct sim *s, uint64_t due_ns); /* the earliest of all that w
 
 /* ---- load.c ---- */
 void load_init(struct sim *s);
-void load_begin(struct sim *s); /* arrivals from now on */
+void load_begin(struct sim *s);   /* arrivals from now on */
 void load_give_up(struct sim *s); /* on calls whose time has come and that found no cold function */
 void load_due(struct sim *s, uint64_t now_ns); /* what the alarm rang for */
 uint64_t load_next_ns(const struct sim *s);
@@ -144,14 +147,16 @@ void workers_goodbye(struct sim *s);
 void workers_free(struct sim *s);
 
 /* ---- registration.c ---- */
-/* Looks whether the control plane has workers or data planes that are none of ours, and refuses it then unless forced; that
- * it has none is told as ERR_MORE. Then registration_begin() registers the functions. The end of all is told once. */
+/* Looks whether the control plane has workers or data planes that are none of ours, and refuses it
+ * then unless forced; that it has none is told as ERR_MORE. Then registration_begin() registers the
+ * functions. The end of all is told once. */
 struct registration;
-must_check enum err registration_new(struct sim *s, void (*on_done)(struct sim *s, enum err err, const struct error *e),
-                                     struct registration **ret_registration, struct error *e);
+must_check enum err
+registration_new(struct sim *s, void (*on_done)(struct sim *s, enum err err, const struct error *e),
+                 struct registration **ret_registration, struct error *e);
 void registration_begin(struct registration *r);
 size_t registration_count(const struct registration *r); /* registered until now */
-void registration_free(struct registration *r);          /* not from its callback; runs a turn of the loop */
+void registration_free(struct registration *r); /* not from its callback; runs a turn of the loop */
 
 /* ---- watch.c ---- */
 struct usage {
@@ -167,7 +172,7 @@ must_check enum err watch_usage(pid_t pid, struct usage *ret_usage, struct error
 struct results {
     double registered_s, joined_s; /* functions; workers */
     double measured_s;
-    bool has_control_plane;        /* its usage is known */
+    bool has_control_plane; /* its usage is known */
     struct usage before, after, own_before, own_after;
 };
 void report_print(struct sim *s, const struct results *r);

@@ -1,5 +1,5 @@
-/* simulate.c - the order of things: look who is there, connect data planes, register functions, connect workers, call,
- * wait for the last answers, print. */
+/* simulate.c - the order of things: look who is there, connect data planes, register functions,
+ * connect workers, call, wait for the last answers, print. */
 #include "simulate/simulate.h"
 #include "base/log.h"
 #include "simulate/sim.h"
@@ -14,30 +14,45 @@
 #include <unistd.h>
 
 #define LOOK_PERIOD_NS (20 * NS_PER_MS)
-#define BUSY_RATE 5000u                   /* from here on the alarm's own cost counts: setting it leaves a virtual machine */
-#define BUSY_ALARM_NS (200 * NS_PER_US)   /* then it goes off so often at most; who is late by that is measured as late */
+/* From this rate on the alarm's own cost counts, as setting it leaves a virtual machine: then it goes
+ * off so often at most. Who is late by that is measured as late. */
+#define BUSY_RATE 5000u
+#define BUSY_ALARM_NS (200 * NS_PER_US)
 #define DESCRIPTORS_BESIDE 600u /* beside the connections to --cluster */
 #define DATA_PLANES_MAX 64u     /* as the control plane takes */
-#define SUMMARY                                                                                                                \
-    "Drives a real control plane with simulated workers and data planes over real connections, and measures it: how many cold\n" \
-    "starts a second it schedules, and how long they take from the demand of a data plane to the start order at a worker, and\n" \
-    "to the endpoint at the data plane. Start a control plane for it (its registrations stay there):\n"                         \
-    "\n"                                                                                                                       \
-    "  dirigent control-plane --data-dir /tmp/sim --run-dir /tmp/sim-run &\n"                                                  \
-    "  dirigent simulate --workers 500 --functions 5000 --rate 2000\n"                                                         \
-    "\n"                                                                                                                       \
-    "Every call is a cold start: a function is called again only when its last sandbox is gone, about two windows, the start\n" \
-    "delay and the time of the call after it was asked for, 300 ms with the defaults. So --functions must be more than a third\n" \
-    "of --rate. Calls come when their time in the schedule has come, and their latency counts from then: a control plane that\n" \
-    "cannot follow is seen in the latencies, and so is this program when it has no processor left (see its own lines)."
+/* clang-format off */
+#define SUMMARY \
+    "Drives a real control plane with simulated workers and data planes over real connections, and\n" \
+    "measures it: how many cold starts a second it schedules, and how long they take from the demand of a\n" \
+    "data plane to the start order at a worker, and to the endpoint at the data plane. Start a control\n" \
+    "plane for it (what is registered stays there):\n" \
+    "\n" \
+    "  dirigent control-plane --data-dir /tmp/sim --run-dir /tmp/sim-run &\n" \
+    "  dirigent simulate --workers 500 --functions 5000 --rate 2000\n" \
+    "\n" \
+    "Every call is a cold start: a function is called again only when its last sandbox is gone, about two\n" \
+    "windows, the start delay and the time of the call after it was asked for; 300 ms with the defaults. So\n" \
+    "--functions must be more than a third of --rate. Calls come when their time in the schedule has come,\n" \
+    "and their latency counts from then: a control plane that cannot follow is seen in the latencies, and\n" \
+    "so is this program when it has no processor left (see its own lines)."
+/* clang-format on */
 
 static const struct setting table[] = {
-#define SETTING(key, type, default_text, help) SETTING_ROW(struct simulate_settings, key, type, default_text, help)
+#define SETTING(key, type, default_text, help) \
+    SETTING_ROW(struct simulate_settings, key, type, default_text, help)
 #include "simulate/simulate_settings.def"
 #undef SETTING
 };
 
-enum phase { PHASE_CHECK, PHASE_DATA_PLANES, PHASE_REGISTER, PHASE_WORKERS, PHASE_CALLS, PHASE_LAST_ANSWERS, PHASE_END };
+enum phase {
+    PHASE_CHECK,
+    PHASE_DATA_PLANES,
+    PHASE_REGISTER,
+    PHASE_WORKERS,
+    PHASE_CALLS,
+    PHASE_LAST_ANSWERS,
+    PHASE_END
+};
 struct program {
     struct sim sim;
     enum phase phase;
@@ -68,7 +83,8 @@ static void stop_with(struct program *p, enum err err, const struct error *e)
 
 /* ---- what the other files share ---- */
 
-/* One message at a time: when all of its pieces have been given back the next begins at the front. */
+/* One message at a time: when all of its pieces have been given back the next begins at the front.
+ */
 static void *scratch_take(void *user, size_t bytes)
 {
     struct sim *s = user;
@@ -199,7 +215,8 @@ static bool usage_take(const struct program *p, struct usage *ret_usage, struct 
 {
     struct error e = {0};
     bool is_known = watch_usage(getpid(), ret_own, &e) == ERR_OK;
-    return is_known && p->control_plane != 0 && watch_usage(p->control_plane, ret_usage, &e) == ERR_OK;
+    return is_known && p->control_plane != 0 &&
+           watch_usage(p->control_plane, ret_usage, &e) == ERR_OK;
 }
 
 static void look_at_calls(struct program *p, uint64_t now_ns)
@@ -214,7 +231,8 @@ static void look_at_calls(struct program *p, uint64_t now_ns)
         phase_enter(p, PHASE_LAST_ANSWERS);
         sim_progress(&p->sim);
     }
-    if (p->phase == PHASE_LAST_ANSWERS && now_ns >= l->ends_ns + p->sim.settings.call_timeout * NS_PER_MS)
+    if (p->phase == PHASE_LAST_ANSWERS &&
+        now_ns >= l->ends_ns + p->sim.settings.call_timeout * NS_PER_MS)
         load_give_up(&p->sim);
     if (p->phase == PHASE_LAST_ANSWERS)
         sim_progress(&p->sim);
@@ -226,12 +244,16 @@ static void setup_timed_out(struct program *p)
     struct error e = {0};
     const char *comma = s->last_failure[0] != '\0' ? "; last: " : "";
     if (p->phase == PHASE_REGISTER)
-        error_set(&e, ERR_TIMEOUT, "%zu of %" PRIu64 " functions were registered within %" PRIu64 " ms%s%s",
-                  registration_count(p->registration), s->settings.functions, s->settings.setup_timeout, comma, s->last_failure);
-    else
-        error_set(&e, ERR_TIMEOUT, "%zu of %" PRIu64 " data planes and %zu of %" PRIu64 " workers were connected to %s within %" PRIu64
-                  " ms%s%s", s->planes_up, s->settings.data_planes, s->workers_up, s->settings.workers, s->settings.cluster,
+        error_set(&e, ERR_TIMEOUT,
+                  "%zu of %" PRIu64 " functions were registered within %" PRIu64 " ms%s%s",
+                  registration_count(p->registration), s->settings.functions,
                   s->settings.setup_timeout, comma, s->last_failure);
+    else
+        error_set(&e, ERR_TIMEOUT,
+                  "%zu of %" PRIu64 " data planes and %zu of %" PRIu64
+                  " workers were connected to %s within %" PRIu64 " ms%s%s",
+                  s->planes_up, s->settings.data_planes, s->workers_up, s->settings.workers,
+                  s->settings.cluster, s->settings.setup_timeout, comma, s->last_failure);
     stop_with(p, ERR_TIMEOUT, &e);
 }
 
@@ -249,7 +271,8 @@ static void on_timer(struct loop_timer *timer)
     uint64_t now_ns = clock_mono_ns();
     if (is_hopeless(p)) {
         struct error e = {0};
-        error_set(&e, ERR_FAILED, "the control plane at %s: %s", s->settings.cluster, s->last_failure);
+        error_set(&e, ERR_FAILED, "the control plane at %s: %s", s->settings.cluster,
+                  s->last_failure);
         stop_with(p, ERR_FAILED, &e);
     } else if (p->phase < PHASE_CALLS && now_ns >= p->setup_ends_ns) {
         setup_timed_out(p);
@@ -269,7 +292,8 @@ static void on_signal(struct loop_signals *signals, int signo)
 
 /* ---- start ---- */
 
-static enum err check_range(const char *key, uint64_t value, uint64_t min, uint64_t max, struct error *e)
+static enum err check_range(const char *key, uint64_t value, uint64_t min, uint64_t max,
+                            struct error *e)
 {
     char flag[64];
     snprintf(flag, sizeof(flag), "%s", key);
@@ -277,7 +301,9 @@ static enum err check_range(const char *key, uint64_t value, uint64_t min, uint6
         *c = *c == '_' ? '-' : *c;
     if (value >= min && value <= max)
         return ERR_OK;
-    return error_field(e, ERR_USAGE, key, "--%s must be from %" PRIu64 " to %" PRIu64 ", and is %" PRIu64, flag, min, max, value);
+    return error_field(e, ERR_USAGE, key,
+                       "--%s must be from %" PRIu64 " to %" PRIu64 ", and is %" PRIu64, flag, min,
+                       max, value);
 }
 
 /* DIRIGENT_API is an address for clients too, and they take a URL. */
@@ -287,7 +313,8 @@ static void strip_scheme(char *address)
         memmove(address, address + 7, strlen(address + 7) + 1);
 }
 
-static enum err check_settings(const struct simulate_settings *o, enum log_level *ret_level, struct error *e)
+static enum err check_settings(const struct simulate_settings *o, enum log_level *ret_level,
+                               struct error *e)
 {
     static const char *const levels[] = {"debug", "info", "warn", "error"};
     const struct {
@@ -315,14 +342,16 @@ static enum err check_settings(const struct simulate_settings *o, enum log_level
     if (err != ERR_OK)
         return err;
     if (strcmp(o->arrivals, "poisson") != 0 && strcmp(o->arrivals, "uniform") != 0)
-        return error_field(e, ERR_USAGE, "arrivals", "--arrivals must be poisson or uniform, and is '%s'", o->arrivals);
+        return error_field(e, ERR_USAGE, "arrivals",
+                           "--arrivals must be poisson or uniform, and is '%s'", o->arrivals);
     for (size_t i = 0; i < ARRAY_COUNT(levels); i++) {
         if (strcmp(o->log_level, levels[i]) != 0)
             continue;
         *ret_level = (enum log_level)i;
         return ERR_OK;
     }
-    return error_field(e, ERR_USAGE, "log_level", "--log-level must be debug, info, warn or error, and is '%s'", o->log_level);
+    return error_field(e, ERR_USAGE, "log_level",
+                       "--log-level must be debug, info, warn or error, and is '%s'", o->log_level);
 }
 
 static enum err raise_descriptor_limit(const struct simulate_settings *o, struct error *e)
@@ -339,17 +368,23 @@ static enum err raise_descriptor_limit(const struct simulate_settings *o, struct
     limit.rlim_max = MAX(limit.rlim_max, needed);
     if (setrlimit(RLIMIT_NOFILE, &limit) == 0)
         return ERR_OK;
-    return error_errno(e, "%" PRIu64 " workers and %" PRIu64 " data planes need %ju open files, and the limit cannot be raised (ulimit -Hn)",
-                       o->workers, o->data_planes, (uintmax_t)needed);
+    return error_errno(
+        e,
+        "%" PRIu64 " workers and %" PRIu64
+        " data planes need %ju open files, and the limit cannot be raised (ulimit -Hn)",
+        o->workers, o->data_planes, (uintmax_t)needed);
 }
 
 static void warn_of_few_functions(const struct simulate_settings *o)
 {
-    uint64_t cycle_ms = o->start_delay + o->exec + 5 * o->window / 2 + 10, needed = o->rate * cycle_ms / 1000;
+    uint64_t cycle_ms = o->start_delay + o->exec + 5 * o->window / 2 + 10,
+             needed = o->rate * cycle_ms / 1000;
     if (o->functions < needed)
         fprintf(stderr,
-                "dirigent simulate: %" PRIu64 " functions are too few for %" PRIu64 " cold starts a second: each takes about %" PRIu64
-                " ms to be cold again, so calls will wait for a function; --functions %" PRIu64 " are enough\n",
+                "dirigent simulate: %" PRIu64 " functions are too few for %" PRIu64
+                " cold starts a second: each takes about %" PRIu64
+                " ms to be cold again, so calls will wait for a function; --functions %" PRIu64
+                " are enough\n",
                 o->functions, o->rate, cycle_ms, needed + needed / 4);
 }
 
@@ -419,7 +454,8 @@ int simulate_main(int argc, char **argv)
 {
     struct program p = {.sim.alarm_fd = -1};
     enum log_level level = LOG_LEVEL_WARN;
-    enum err err = settings_load("simulate", SUMMARY, table, ARRAY_COUNT(table), argc, argv, &p.sim.settings, &p.error);
+    enum err err = settings_load("simulate", SUMMARY, table, ARRAY_COUNT(table), argc, argv,
+                                 &p.sim.settings, &p.error);
     if (err == ERR_END)
         return 0;
     if (err == ERR_OK)

@@ -1,4 +1,5 @@
-/* simulate_test.c - the pure parts of the simulation: when invocations arrive, percentiles, delays. */
+/* simulate_test.c - the pure parts of the simulation: when invocations arrive, percentiles, delays.
+ */
 #include "simulate/delay_line.h"
 #include "simulate/samples.h"
 #include "simulate/schedule.h"
@@ -62,7 +63,8 @@ TEST(percentiles_are_those_of_the_nearest_rank)
     samples_done(&s);
 }
 
-/* For any sample and any percentage: enough are not above it, and of the next lower one that is not so. */
+/* For any sample and any percentage: enough are not above it, and of the next lower one that is not
+ * so. */
 PROPERTY(a_percentile_is_what_its_definition_says)
 {
     struct samples s = {0};

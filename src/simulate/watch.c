@@ -16,8 +16,8 @@ static uint64_t listener_inode(const char *path, unsigned port)
     while (table != NULL && found == 0 && fgets(line, sizeof(line), table) != NULL) {
         unsigned local_port, state;
         uint64_t inode;
-        if (sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x %*s %*s %*s %*s %*s %" SCNu64, &local_port, &state, &inode) ==
-                3 &&
+        if (sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x %*s %*s %*s %*s %*s %" SCNu64,
+                   &local_port, &state, &inode) == 3 &&
             local_port == port && state == 0x0A /* TCP_LISTEN */)
             found = inode;
     }

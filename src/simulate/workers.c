@@ -1,5 +1,6 @@
-/* workers.c - simulated workers: each a connection and a list of sandboxes. A sandbox is ready after the start delay and
- * gone when it is told to stop; its address is nobody's. Order of things in a message as in src/worker/worker.c. */
+/* workers.c - simulated workers: each a connection and a list of sandboxes. A sandbox is ready
+ * after the start delay and gone when it is told to stop; its address is nobody's. Order of things
+ * in a message as in src/worker/worker.c. */
 #include "base/limits.h"
 #include "base/log.h"
 #include "simulate/sim.h"
@@ -47,11 +48,13 @@ static void sandbox_give(struct sim *s, struct sim_sandbox *box)
 }
 
 /* What a status says, in the caller's memory: 48 bytes for each address. */
-static void status_of(const struct sim_sandbox *box, Dirigent__SandboxStatus *m, char *address, char *host_address)
+static void status_of(const struct sim_sandbox *box, Dirigent__SandboxStatus *m, char *address,
+                      char *host_address)
 {
-    static const Dirigent__SandboxStatus__State states[] = {[SANDBOX_STARTING] = DIRIGENT__SANDBOX_STATUS__STATE__STARTING,
-                                                            [SANDBOX_READY] = DIRIGENT__SANDBOX_STATUS__STATE__READY,
-                                                            [SANDBOX_GONE] = DIRIGENT__SANDBOX_STATUS__STATE__GONE};
+    static const Dirigent__SandboxStatus__State states[] = {
+        [SANDBOX_STARTING] = DIRIGENT__SANDBOX_STATUS__STATE__STARTING,
+        [SANDBOX_READY] = DIRIGENT__SANDBOX_STATUS__STATE__READY,
+        [SANDBOX_GONE] = DIRIGENT__SANDBOX_STATUS__STATE__GONE};
     size_t number = box->worker->number;
     *m = (Dirigent__SandboxStatus)DIRIGENT__SANDBOX_STATUS__INIT;
     m->id = box->id;
@@ -65,10 +68,12 @@ static void status_of(const struct sim_sandbox *box, Dirigent__SandboxStatus *m,
         return;
     unsigned slot = (unsigned)(box->id % 50000);
     snprintf(address, 48, "10.%u.%u.%u:8080", 128 + slot / 65536, slot / 256 % 256, slot % 256);
-    snprintf(host_address, 48, "10.%zu.%zu.%zu:%u", number / 65536, number / 256 % 256, number % 256, 10000 + slot);
+    snprintf(host_address, 48, "10.%zu.%zu.%zu:%u", number / 65536, number / 256 % 256,
+             number % 256, 10000 + slot);
     m->address = address;
     m->host_address = host_address;
-    m->create_us = m->exec_us = m->listen_us = (uint32_t)((box->ready_ns - box->ordered_ns) / NS_PER_US);
+    m->create_us = m->exec_us = m->listen_us =
+        (uint32_t)((box->ready_ns - box->ordered_ns) / NS_PER_US);
 }
 
 static void report(struct sim_worker *w, const struct sim_sandbox *box)
@@ -101,7 +106,8 @@ static void start(struct sim_worker *w, const Dirigent__StartSandbox *m)
     list_push_back(&w->sandboxes, &box->node);
     map_put(&s->sandboxes, box->id, box);
     s->load.counts.starts++;
-    s->load.counts.unprepared += map_get(&w->prepared, version_key(m->function_id, m->version)) == NULL;
+    s->load.counts.unprepared +=
+        map_get(&w->prepared, version_key(m->function_id, m->version)) == NULL;
     load_ordered(s, box);
     delay_line_push(&s->starts, now_ns + s->settings.start_delay * NS_PER_MS, box);
     sim_alarm_at(s, delay_line_next_ns(&s->starts));
@@ -153,7 +159,8 @@ static void take_welcome(struct sim_worker *w, const Dirigent__Welcome *m)
     w->welcome = true;
     s->workers_up++;
     link_set_timers(w->link, m->heartbeat_ms, m->dead_after_ms);
-    list_for_each(box, &w->sandboxes, struct sim_sandbox, node) report(w, box); /* what changed since the Hello */
+    list_for_each(box, &w->sandboxes, struct sim_sandbox, node)
+        report(w, box); /* what changed since the Hello */
     sim_progress(s);
 }
 
@@ -165,13 +172,16 @@ static void on_message(void *user, struct link *link, const Dirigent__FromContro
     if (!w->welcome)
         return;
     for (size_t i = 0; i < m->n_prepare_versions; i++)
-        map_put(&w->prepared, version_key(m->prepare_versions[i]->function_id, m->prepare_versions[i]->version), w);
+        map_put(&w->prepared,
+                version_key(m->prepare_versions[i]->function_id, m->prepare_versions[i]->version),
+                w);
     for (size_t i = 0; i < m->n_stops; i++)
         stop(w, m->stops[i]->id);
     for (size_t i = 0; i < m->n_starts; i++)
         start(w, m->starts[i]);
     for (size_t i = 0; i < m->n_drop_versions; i++)
-        (void)map_remove(&w->prepared, version_key(m->drop_versions[i]->function_id, m->drop_versions[i]->version));
+        (void)map_remove(&w->prepared, version_key(m->drop_versions[i]->function_id,
+                                                   m->drop_versions[i]->version));
 }
 
 /* ---- the connection ---- */
@@ -285,7 +295,8 @@ void workers_init(struct sim *s)
         s->workers[i].sim = s;
         s->workers[i].number = i;
         snprintf(s->workers[i].name, sizeof(s->workers[i].name), WORKER_NAME "%zu", i);
-        snprintf(s->workers[i].address, sizeof(s->workers[i].address), "10.%zu.%zu.%zu", i / 65536, i / 256 % 256, i % 256);
+        snprintf(s->workers[i].address, sizeof(s->workers[i].address), "10.%zu.%zu.%zu", i / 65536,
+                 i / 256 % 256, i % 256);
         list_init(&s->workers[i].sandboxes);
     }
     loop_timer_init(&s->worker_load, on_load_timer);
@@ -294,11 +305,16 @@ void workers_init(struct sim *s)
 
 enum err workers_dial(struct sim *s, struct error *e)
 {
-    const struct replicas_callbacks callbacks = {.on_hello = on_hello, .on_name = on_name, .on_message = on_message,
-                                                 .on_lost = on_lost, .on_failed = on_failed, .allocator = &s->allocator};
+    const struct replicas_callbacks callbacks = {.on_hello = on_hello,
+                                                 .on_name = on_name,
+                                                 .on_message = on_message,
+                                                 .on_lost = on_lost,
+                                                 .on_failed = on_failed,
+                                                 .allocator = &s->allocator};
     if (s->workers_dialled == 0)
         on_load_timer(&s->worker_load);
-    while (s->workers_dialled < s->settings.workers && s->workers_dialled < s->workers_up + DIALLED_AT_ONCE) {
+    while (s->workers_dialled < s->settings.workers &&
+           s->workers_dialled < s->workers_up + DIALLED_AT_ONCE) {
         struct sim_worker *w = &s->workers[s->workers_dialled];
         enum err err = replicas_new(s->loop, s->settings.cluster, &callbacks, w, &w->replicas, e);
         if (err != ERR_OK)
