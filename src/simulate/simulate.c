@@ -309,8 +309,10 @@ static enum err check_range(const char *key, uint64_t value, uint64_t min, uint6
 /* DIRIGENT_API is an address for clients too, and they take a URL. */
 static void strip_scheme(char *address)
 {
-    if (strncmp(address, "http://", 7) == 0)
-        memmove(address, address + 7, strlen(address + 7) + 1);
+    static const char scheme[] = "http://";
+    size_t bytes = strlen(address), scheme_bytes = sizeof(scheme) - 1;
+    if (bytes >= scheme_bytes && memcmp(address, scheme, scheme_bytes) == 0)
+        memmove(address, address + scheme_bytes, bytes - scheme_bytes + 1);
 }
 
 static enum err check_settings(const struct simulate_settings *o, enum log_level *ret_level,
