@@ -23,6 +23,10 @@ bench: build
 	@tools/install-deps bench
 	@exec $(SUDO) bench/run $(BUILD)
 
+# A control plane with thousands of simulated workers.
+bench-cluster: build
+	@exec bench/cluster $(BUILD)
+
 install: build
 	@$(SUDO) meson install -C $(BUILD) --no-rebuild
 
@@ -30,4 +34,4 @@ clean:
 	rm -rf $(BUILD) build-test build-asan build-tsan
 	@$(MAKE) --silent -C examples/c clean
 
-.PHONY: build run test bench install clean
+.PHONY: build run test bench bench-cluster install clean

@@ -76,11 +76,16 @@ static size_t put_field(char *line, size_t used, const struct log_field *field)
     return used;
 }
 
+bool log_wants(enum log_level level)
+{
+    return level >= log_level_min;
+}
+
 void log_write(enum log_level level, const char *event, const struct log_field *fields,
                size_t field_count)
 {
     static const char *const names[] = {"debug", "info", "warn", "error"};
-    if (level < log_level_min)
+    if (!log_wants(level))
         return;
     struct timespec t;
     (void)clock_gettime(CLOCK_REALTIME, &t);

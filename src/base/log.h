@@ -23,12 +23,18 @@ struct log_field {
 #define LOG_SPAN(k, v) ((struct log_field){.key = (k), .kind = LOG_KIND_STR, .str = (v)})
 
 void log_init(const char *program, enum log_level level_min);
+bool log_wants(enum log_level level);
 void log_write(enum log_level level, const char *event, const struct log_field *fields,
                size_t field_count);
 #define LOG_AT(level, event, ...)                                                                  \
     log_write(level, event, (const struct log_field[]){__VA_ARGS__},                               \
               sizeof((const struct log_field[]){__VA_ARGS__}) / sizeof(struct log_field))
-#define log_debug(event, ...) LOG_AT(LOG_LEVEL_DEBUG, event, __VA_ARGS__)
+/* On the way of every order: its fields are not even gathered when nobody wants them. */
+#define log_debug(event, ...)                                                                      \
+    do {                                                                                           \
+        if (log_wants(LOG_LEVEL_DEBUG))                                                            \
+            LOG_AT(LOG_LEVEL_DEBUG, event, __VA_ARGS__);                                           \
+    } while (0)
 #define log_info(event, ...) LOG_AT(LOG_LEVEL_INFO, event, __VA_ARGS__)
 #define log_warn(event, ...) LOG_AT(LOG_LEVEL_WARN, event, __VA_ARGS__)
 #define log_error(event, ...) LOG_AT(LOG_LEVEL_ERROR, event, __VA_ARGS__)

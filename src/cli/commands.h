@@ -2,7 +2,8 @@
 #pragma once
 #include "cli/command.h"
 
-extern const struct command command_up, command_control_plane, command_data_plane, command_worker;
+extern const struct command command_up, command_control_plane, command_data_plane, command_worker,
+    command_simulate;
 extern const struct command command_deploy, command_apply, command_scale, command_delete;
 extern const struct command command_invoke, command_list, command_describe, command_logs,
     command_sandboxes, command_workers, command_data_planes, command_status;

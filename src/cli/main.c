@@ -24,7 +24,7 @@ static const struct command command_version = {.name = "version",
 
 /* clang-format off */
 const struct command *const commands[] = {
-    &command_up, &command_control_plane, &command_data_plane, &command_worker,
+    &command_up, &command_control_plane, &command_data_plane, &command_worker, &command_simulate,
     &command_worker_cordon, &command_worker_uncordon, &command_worker_drain, &command_worker_remove,
     &command_data_plane_remove,
     &command_deploy, &command_apply, &command_scale, &command_delete,

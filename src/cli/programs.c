@@ -3,6 +3,7 @@
 #include "cli/up.h"
 #include "control_plane/control_plane.h"
 #include "data_plane/data_plane.h"
+#include "simulate/simulate.h"
 #include "worker/worker.h"
 
 const struct command command_up = {.name = "up",
@@ -28,3 +29,9 @@ const struct command command_worker = {.name = "worker",
                                        .program = worker_main,
                                        .summary =
                                            "only a worker: runs sandboxes on this host (as root)"};
+const struct command command_simulate = {
+    .name = "simulate",
+    .arguments = "",
+    .group = GROUP_RUN,
+    .program = simulate_main,
+    .summary = "measures a control plane with simulated workers and data planes"};

@@ -9,6 +9,7 @@
 #include "control_plane/leadership.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
+#include "control_plane/persisted.h"
 #include "control_plane/registry.h"
 #include "control_plane/store/store_backend.h"
 #include <signal.h>
@@ -128,6 +129,11 @@ static void carry_out(struct control_plane *cp, const struct control_order *orde
         return; /* its code goes with the next tidying */
     case ORDER_START:
     case ORDER_STOP:
+        if (cp->settings.persist_sandboxes)
+            persisted_order(cp->persisted, order);
+        else
+            links_order(cp->links, order);
+        return;
     case ORDER_DROP_VERSION:
     case ORDER_ROUTE:
     case ORDER_UNROUTE:
@@ -149,7 +155,7 @@ static void arm_tick(struct control_plane *cp)
     uint64_t due_ms = control_next_due_ms(cp->core);
     if (due_ms == UINT64_MAX)
         loop_timer_stop(cp->loop, &cp->tick);
-    else
+    else if (!loop_timer_is_running(&cp->tick) || cp->tick.due_ns != due_ms * NS_PER_MS)
         loop_timer_start(cp->loop, &cp->tick, due_ms * NS_PER_MS);
 }
 
@@ -193,29 +199,44 @@ static void on_tidy(struct loop_timer *timer)
 
 /* ---- loading ---- */
 
-static enum err load_record(void *user, enum store_kind kind, uint64_t id, const char *value,
-                            struct error *e)
+enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value,
+                           struct error *e)
 {
-    struct control_plane *cp = user;
     struct function_record function;
     struct peer_record peer;
-    enum err err;
+    enum err err = ERR_OK;
     switch (kind) {
     case STORE_FUNCTION:
-        err = function_record_read(id, value, &function, e);
-        if (err == ERR_OK)
+        if (value != NULL)
+            err = function_record_read(id, value, &function, e);
+        if (err == ERR_OK && value != NULL)
             registry_load(cp->registry, &function);
+        else if (err == ERR_OK)
+            registry_drop(cp->registry, id);
         return err;
     case STORE_WORKER:
     case STORE_DATA_PLANE:
-        err = peer_record_read(id, value, &peer, e);
-        if (err == ERR_OK)
+        if (value != NULL)
+            err = peer_record_read(id, value, &peer, e);
+        if (err == ERR_OK && value != NULL)
             links_load(cp->links, kind, &peer);
+        else if (err == ERR_OK)
+            links_drop(cp->links, id);
         return err;
+    case STORE_SANDBOX:
+        if (value != NULL)
+            persisted_load(cp->persisted, id);
+        return ERR_OK;
     case STORE_KIND_COUNT:
         break;
     }
     assert(false);
+}
+
+static enum err load_record(void *user, enum store_kind kind, uint64_t id, const char *value,
+                            struct error *e)
+{
+    return shell_take_record(user, kind, id, value, e);
 }
 
 void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why)
@@ -392,6 +413,7 @@ static void on_lead(struct control_plane *cp)
 {
     start_core(cp);
     cp->leads = true;
+    persisted_begin(cp->persisted);
     links_tell_core(cp->links);
     registry_tell_core(cp->registry);
     links_lead(cp->links);
@@ -410,6 +432,7 @@ static enum err start(struct program *p, struct error *e)
     cleanup(free_pointer) char *blob_path = mem_printf("%s/blobs", cp->data_path);
     cp->registry = registry_new(cp);
     cp->logs = log_requests_new(cp);
+    cp->persisted = persisted_new(cp);
     err = links_new(cp, &cp->links, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
@@ -449,6 +472,7 @@ static void stop(struct program *p)
         loop_run_once(cp->loop, 0);
     }
     log_requests_free(cp->logs);
+    persisted_free(cp->persisted);
     links_free(cp->links);
     leadership_free(cp->leadership);
     registry_free(cp->registry);

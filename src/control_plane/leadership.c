@@ -2,7 +2,6 @@
 #include "control_plane/leadership.h"
 #include "base/log.h"
 #include "control_plane/election.h"
-#include "control_plane/links.h"
 #include "control_plane/members.h"
 #include "control_plane/registry.h"
 #include <stdlib.h>
@@ -108,42 +107,13 @@ static void on_member_beat(void *user, uint32_t member, const Dirigent__MemberBe
 
 /* ---- the store ---- */
 
-static enum err take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value, struct error *e)
-{
-    struct function_record function;
-    struct peer_record peer;
-    enum err err = ERR_OK;
-    switch (kind) {
-    case STORE_FUNCTION:
-        if (value != NULL)
-            err = function_record_read(id, value, &function, e);
-        if (err == ERR_OK && value != NULL)
-            registry_follow(cp->registry, &function);
-        else if (err == ERR_OK)
-            registry_drop(cp->registry, id);
-        return err;
-    case STORE_WORKER:
-    case STORE_DATA_PLANE:
-        if (value != NULL)
-            err = peer_record_read(id, value, &peer, e);
-        if (err == ERR_OK && value != NULL)
-            links_load(cp->links, kind, &peer);
-        else if (err == ERR_OK)
-            links_drop(cp->links, id);
-        return err;
-    case STORE_KIND_COUNT:
-        break;
-    }
-    assert(false);
-}
-
 static void on_record(void *user, enum store_kind kind, uint64_t id, const char *value)
 {
     struct leadership *l = user;
     struct error e = {0};
     if (l->cp->leads || l->closed)
         return; /* our own, come back */
-    if (take_record(l->cp, kind, id, value, &e) == ERR_OK)
+    if (shell_take_record(l->cp, kind, id, value, &e) == ERR_OK)
         return;
     log_error("store.record", LOG_STR("why", e.text));
     l->cp->end = ERR_CORRUPT;

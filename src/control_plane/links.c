@@ -50,8 +50,8 @@ struct transfer { /* an archive on its way to a worker */
 };
 struct peer { /* one connection; freed when its link has closed and no write of it is open */
     struct links *links;
-    struct list node;
-    struct link *link; /* NULL: closed */
+    struct list node, plane_node; /* plane_node: in `planes`, a data plane while it is up */
+    struct link *link;            /* NULL: closed */
     enum peer_state state;
     bool is_worker, said_goodbye;
     struct known *known; /* when up */
@@ -69,16 +69,18 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct map drains;    /* data plane: sandbox id → number of the message that tells it to drain */
     struct list transfers;
     struct loop_timer pump;
-    Dirigent__WorkerLoad *load;
+    struct worker_load load; /* worker */
 };
 struct links {
     struct control_plane *cp;
     struct loop_listener listener;
     char address[64];
     struct list peers;     /* struct peer: all connections */
+    struct list planes;    /* struct peer: data planes that are up; workers are thousands, and these are told everything */
     struct map known;      /* id → struct known */
     struct strmap by_name; /* "worker/NAME" or "data-plane/NAME" → struct known */
     struct map placed;     /* sandbox → struct placed */
+    struct arena received; /* the message that is being taken: forgotten as a whole */
     struct loop_timer heard_timer;
     struct list syncs; /* struct links_sync */
     uint64_t last_sync;
@@ -450,29 +452,40 @@ static uint32_t place_us_of(const struct links *l, uint64_t sandbox_id)
     return placed != NULL ? placed->place_us : 0;
 }
 
-static void order_endpoint(struct peer *p, const struct control_order *order)
-{
-    struct links *l = p->links;
+struct endpoint { /* what an order to publish one says, the same for all data planes */
     struct sandbox_view view;
-    if (!control_sandbox(l->cp->core, order->sandbox_id, &view))
-        return;
-    const struct known *worker = map_get(&l->known, view.worker_id);
-    if (worker == NULL)
-        return;
+    const struct known *worker;
+    uint32_t place_us;
+};
+
+static bool endpoint_find(const struct links *l, const struct control_order *order,
+                          struct endpoint *ret)
+{
+    if (!control_sandbox(l->cp->core, order->sandbox_id, &ret->view))
+        return false;
+    ret->worker = map_get(&l->known, ret->view.worker_id);
+    ret->place_us = place_us_of(l, order->sandbox_id);
+    return ret->worker != NULL;
+}
+
+static void order_endpoint(struct peer *p, const struct endpoint *endpoint)
+{
+    const struct sandbox_view *view = &endpoint->view;
+    const struct known *worker = endpoint->worker;
     if (p->outbox.drain_sandboxes.count + p->outbox.remove_sandboxes.count > 0)
         send_now(p); /* in one message endpoints come before these: this may be one that is back */
-    bool direct = same_host(p, worker) && view.address->direct[0] != '\0';
+    bool direct = view->address->direct[0] != '\0' && same_host(p, worker);
     Dirigent__Endpoint *m =
         OUTBOX_ADD(&p->outbox, endpoints, Dirigent__Endpoint, DIRIGENT__ENDPOINT__INIT);
-    m->sandbox_id = order->sandbox_id;
-    m->function_id = view.function_id;
-    m->version = view.version;
-    m->address = arena_text(&p->outbox.arena, direct ? view.address->direct : view.address->host);
+    m->sandbox_id = view->sandbox_id;
+    m->function_id = view->function_id;
+    m->version = view->version;
+    m->address = arena_text(&p->outbox.arena, direct ? view->address->direct : view->address->host);
     m->worker = arena_text(&p->outbox.arena, worker->record.name);
-    m->place_us = place_us_of(l, order->sandbox_id);
-    m->create_us = view.create_us;
-    m->exec_us = view.exec_us;
-    m->listen_us = view.listen_us;
+    m->place_us = endpoint->place_us;
+    m->create_us = view->create_us;
+    m->exec_us = view->exec_us;
+    m->listen_us = view->listen_us;
 }
 
 static void order_fail_waiting(struct peer *p, const struct control_order *order)
@@ -497,7 +510,9 @@ static void order_snapshot(struct peer *p, bool begin)
     p->outbox.snapshot = begin;
 }
 
-static void data_plane_order_to(struct peer *p, const struct control_order *order)
+/* `endpoint`: of an ORDER_ENDPOINT, else NULL. */
+static void data_plane_order_to(struct peer *p, const struct control_order *order,
+                                const struct endpoint *endpoint)
 {
     struct outbox *o = &p->outbox;
     switch (order->kind) {
@@ -508,7 +523,7 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
         outbox_add_number(&o->removed_functions, order->function_id);
         break;
     case ORDER_ENDPOINT:
-        order_endpoint(p, order);
+        order_endpoint(p, endpoint);
         break;
     case ORDER_DRAIN:
         outbox_add_number(&o->drain_sandboxes, order->sandbox_id);
@@ -544,16 +559,21 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
 
 static void data_plane_order(struct links *l, const struct control_order *order)
 {
+    struct endpoint found, *endpoint = NULL;
+    if (order->kind == ORDER_ENDPOINT) {
+        if (!endpoint_find(l, order, &found))
+            return;
+        endpoint = &found;
+    }
     if (order->target_id != ALL_DATA_PLANES) {
         struct peer *p = peer_find(l, order->target_id, false);
         if (p != NULL)
-            data_plane_order_to(p, order);
+            data_plane_order_to(p, order, endpoint);
         return;
     }
-    list_for_each(p, &l->peers, struct peer, node)
+    list_for_each(p, &l->planes, struct peer, plane_node)
     {
-        if (p->state == PEER_UP && !p->is_worker)
-            data_plane_order_to(p, order);
+        data_plane_order_to(p, order, endpoint);
     }
 }
 
@@ -571,10 +591,10 @@ void links_order(struct links *l, const struct control_order *order)
 
 static bool sync_is_done(const struct links *l, uint64_t number)
 {
-    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    list_for_each(p, (struct list *)&l->planes, struct peer, plane_node)
     {
         /* One that came later was asked nothing: it got all of it at once. */
-        if (p->state == PEER_UP && p->sync_asked >= number && p->synced < number)
+        if (p->sync_asked >= number && p->synced < number)
             return false;
     }
     return true;
@@ -607,12 +627,10 @@ void links_sync(struct links *l, struct links_sync *sync)
     struct loop *loop = l->cp->loop;
     sync->links = l;
     sync->number = ++l->last_sync;
-    list_for_each(p, &l->peers, struct peer, node)
+    list_for_each(p, &l->planes, struct peer, plane_node)
     {
-        if (p->state == PEER_UP && !p->is_worker) {
-            p->outbox.sync = p->sync_asked = sync->number;
-            send_later(p);
-        }
+        p->outbox.sync = p->sync_asked = sync->number;
+        send_later(p);
     }
     list_push_back(&l->syncs, &sync->node);
     loop_timer_init(&sync->timer, on_sync_timeout);
@@ -711,12 +729,10 @@ static void take_worker_message(struct peer *p, Dirigent__ToControlPlane *m)
         log_requests_chunk(cp->logs, c->request_id, worker_id,
                            (struct str){(const char *)c->data.data, c->data.len}, c->end, c->error);
     }
-    if (m->worker_load != NULL) {
-        if (p->load != NULL)
-            dirigent__worker_load__free_unpacked(p->load, NULL);
-        p->load = m->worker_load; /* taken */
-        m->worker_load = NULL;
-    }
+    if (m->worker_load != NULL)
+        p->load = (struct worker_load){m->worker_load->cpu_used_milli, m->worker_load->blanks_ready,
+                                       m->worker_load->memory_used_bytes,
+                                       m->worker_load->disk_free_bytes};
     if (m->goodbye) {
         struct control_event event = {.kind = EVENT_WORKER_GOODBYE};
         event.worker.worker_id = worker_id;
@@ -831,12 +847,14 @@ static bool is_address_text(const char *text)
 static bool is_full(const struct links *l, const Dirigent__Hello *h)
 {
     unsigned others = 0;
+    if (h->role != DIRIGENT__ROLE__ROLE_DATA_PLANE)
+        return false;
     list_for_each(p, (struct list *)&l->peers, struct peer, node)
     {
         bool counts = p->state == PEER_UP || p->state == PEER_STORING;
         others += counts && !p->is_worker && strcmp(p->record.name, h->name) != 0;
     }
-    return h->role == DIRIGENT__ROLE__ROLE_DATA_PLANE && others >= DATA_PLANES_MAX;
+    return others >= DATA_PLANES_MAX;
 }
 
 /* NULL: welcome. Else why not. */
@@ -928,6 +946,7 @@ static void take_down(struct peer *p)
     struct known *k = p->known;
     p->state = PEER_CLOSING;
     k->peer = NULL;
+    list_remove(&p->plane_node);
     if (p->is_worker)
         log_requests_worker_closed(p->links->cp->logs, k->record.id);
     if (!p->links->closing)
@@ -962,6 +981,8 @@ static void bring_up(struct peer *p, struct known *k)
     k->peer = p;
     p->known = k;
     p->state = PEER_UP;
+    if (!p->is_worker)
+        list_push_back(&p->links->planes, &p->plane_node);
     k->heard_ns = p->heard_told_ns = loop_now_ns(p->links->cp->loop);
     log_info(p->is_worker ? "worker.up" : "data_plane.up", LOG_STR("name", k->record.name),
              LOG_U64("id", k->record.id), LOG_STR("address", k->record.address),
@@ -1211,6 +1232,29 @@ static void keep_early(struct peer *p, const uint8_t *data, size_t bytes)
     buf_append(&p->early, data, bytes);
 }
 
+static const char no_message[] = "it sent something that is no message of the protocol";
+
+static void take_first_frame(struct peer *p, const uint8_t *data, size_t bytes)
+{
+    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(NULL, bytes, data);
+    if (m != NULL && m->hello != NULL) {
+        take_hello(p, m); /* takes it: it lives until the peer is up */
+        return;
+    }
+    if (m != NULL)
+        dirigent__to_control_plane__free_unpacked(m, NULL);
+    link_close(p->link, ERR_PROTOCOL, no_message);
+}
+
+static void *received_take(void *user, size_t bytes)
+{
+    return arena_take(user, bytes);
+}
+
+static void received_give(void *user, void *pointer)
+{
+}
+
 static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
 {
     struct peer *p = user;
@@ -1221,25 +1265,22 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
         return;
     }
     p->links->cp->event_begin_ns = clock_mono_ns();
-    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(NULL, bytes, data);
-    bool expects_hello = p->state == PEER_NEW || p->state == PEER_ASKED;
-    if (m == NULL || (m->hello != NULL) != expects_hello) {
-        if (m != NULL)
-            dirigent__to_control_plane__free_unpacked(m, NULL);
-        link_close(link, ERR_PROTOCOL, "it sent something that is no message of the protocol");
+    if (p->state == PEER_NEW || p->state == PEER_ASKED) {
+        take_first_frame(p, data, bytes);
         return;
     }
-    if (expects_hello) {
-        take_hello(p, m);
-        return;
-    }
-    if (p->state == PEER_MEMBER)
+    struct arena *arena = &p->links->received;
+    ProtobufCAllocator allocator = {received_take, received_give, arena};
+    Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(&allocator, bytes, data);
+    if (m == NULL || m->hello != NULL)
+        link_close(link, ERR_PROTOCOL, no_message);
+    else if (p->state == PEER_MEMBER)
         members_message(p->links->cp->members, link, m);
     else if (m->stale_epoch > p->links->cp->epoch)
         shell_refused(p->links->cp, m->stale_epoch);
     else if (p->state == PEER_UP)
         take_message(p, m);
-    dirigent__to_control_plane__free_unpacked(m, NULL);
+    arena_reset(arena);
 }
 
 /* Freed when the link has told its end and the store has no write of it. */
@@ -1253,8 +1294,6 @@ static void peer_free_when_done(struct peer *p)
         transfer_end(list_entry(list_first(&p->transfers), struct transfer, node));
     if (p->first != NULL)
         dirigent__to_control_plane__free_unpacked(p->first, NULL);
-    if (p->load != NULL)
-        dirigent__worker_load__free_unpacked(p->load, NULL);
     buf_done(&p->early);
     outbox_done(&p->outbox);
     map_done(&p->prepared);
@@ -1347,6 +1386,7 @@ enum err links_new(struct control_plane *cp, struct links **ret_links, struct er
     l->cp = cp;
     l->listener.poll.fd = -1;
     list_init(&l->peers);
+    list_init(&l->planes);
     list_init(&l->syncs);
     loop_timer_init(&l->heard_timer, on_heard_timer);
     *ret_links = l;
@@ -1405,6 +1445,7 @@ void links_free(struct links *l)
     while ((placed = map_next(&l->placed, &cursor)) != NULL)
         free(placed);
     map_done(&l->placed);
+    arena_done(&l->received);
     free(l);
 }
 
@@ -1468,12 +1509,8 @@ static void view_of(const struct links *l, const struct known *k, struct peer_vi
         .peer_ip = p != NULL ? p->ip : "",
         .heard_ms_ago = k->heard_ns == 0 ? UINT64_MAX : (now - MIN(now, k->heard_ns)) / NS_PER_MS,
     };
-    if (p != NULL && p->load != NULL) {
-        ret->load.cpu_used_milli = p->load->cpu_used_milli;
-        ret->load.blanks_ready = p->load->blanks_ready;
-        ret->load.memory_used_bytes = p->load->memory_used_bytes;
-        ret->load.disk_free_bytes = p->load->disk_free_bytes;
-    }
+    if (p != NULL)
+        ret->load = p->load;
 }
 
 bool links_peer_next(const struct links *l, size_t *cursor, struct peer_view *ret)
@@ -1495,10 +1532,10 @@ bool links_peer(const struct links *l, uint64_t id, struct peer_view *ret)
 uint32_t links_sandbox_in_flight(const struct links *l, uint64_t sandbox_id)
 {
     uint64_t sum = 0;
-    list_for_each(p, (struct list *)&l->peers, struct peer, node)
+    list_for_each(p, (struct list *)&l->planes, struct peer, plane_node)
     {
         uintptr_t stored = (uintptr_t)map_get(&p->in_flight, sandbox_id);
-        sum += p->state == PEER_UP && stored > 0 ? stored - 1 : 0;
+        sum += stored > 0 ? stored - 1 : 0;
     }
     return (uint32_t)MIN(sum, UINT32_MAX);
 }

@@ -68,16 +68,17 @@ void links_logs_ask_one(struct links *l, uint64_t worker_id, const struct log_qu
 void links_logs_cancel(struct links *l, uint64_t request_id);
 
 /* ---- views for the API ---- */
+struct worker_load { /* as a worker last reported it */
+    uint32_t cpu_used_milli, blanks_ready;
+    uint64_t memory_used_bytes, disk_free_bytes;
+};
 struct peer_view {
     const struct peer_record *record;
     bool is_worker, connected;
     const char *software;  /* "" when not connected */
     const char *peer_ip;
     uint64_t heard_ms_ago; /* UINT64_MAX: not since we started */
-    struct { /* workers, as last reported */
-        uint32_t cpu_used_milli, blanks_ready;
-        uint64_t memory_used_bytes, disk_free_bytes;
-    } load;
+    struct worker_load load; /* workers */
 };
 /* Iteration over known peers: *cursor starts at 0. */
 bool links_peer_next(const struct links *l, size_t *cursor, struct peer_view *ret);

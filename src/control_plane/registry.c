@@ -127,11 +127,6 @@ static void function_remove(struct registry *r, struct function *f)
     function_free(f);
 }
 
-void registry_load(struct registry *r, struct function_record *record)
-{
-    function_add(r, record);
-}
-
 void registry_drop(struct registry *r, uint64_t function_id)
 {
     struct function *f = map_get(&r->by_id, function_id);
@@ -139,7 +134,7 @@ void registry_drop(struct registry *r, uint64_t function_id)
         function_remove(r, f);
 }
 
-void registry_follow(struct registry *r, struct function_record *record)
+void registry_load(struct registry *r, struct function_record *record)
 {
     struct function *same_name = strmap_get(&r->by_name, str_of(record->latest.name));
     if (same_name != NULL && same_name->record.id != record->id)

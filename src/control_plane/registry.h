@@ -60,10 +60,8 @@ struct change { /* owned by the caller until on_done */
 
 struct registry *registry_new(struct control_plane *cp);
 void registry_free(struct registry *r);
-/* While the store is loaded: the record is taken. */
+/* While the store is loaded, or followed: the record is taken, new or changed; the function is forgotten. */
 void registry_load(struct registry *r, struct function_record *record);
-/* What another leader stored, while we stand by: takes the record; forgets the function. */
-void registry_follow(struct registry *r, struct function_record *record);
 void registry_drop(struct registry *r, uint64_t function_id);
 /* After the load: tells the core all of it. */
 void registry_tell_core(struct registry *r);

@@ -24,6 +24,7 @@ struct members;
 struct leadership;
 struct blobs;
 struct log_requests;
+struct persisted;
 struct api;
 
 struct control_plane {
@@ -51,6 +52,7 @@ struct control_plane {
     bool again;              /* after the end: start anew, to stand by */
     struct blobs *blobs;
     struct log_requests *logs;
+    struct persisted *persisted;
     struct api *api;
     uint64_t started_at_ms, started_ns;
     enum err end; /* why the loop stopped */
@@ -58,6 +60,9 @@ struct control_plane {
 
 /* Gives the event to the core and carries out what it orders. Not from within an order. */
 void shell_step(struct control_plane *cp, const struct control_event *event);
+/* What the store has, while it is loaded or followed; NULL: it was deleted. */
+must_check enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value,
+                                      struct error *e);
 /* Another leads, under a newer epoch: this one ends, and starts anew to stand by where there are several. */
 void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why);
 /* Somebody refused our orders, having seen that epoch. */

@@ -130,13 +130,14 @@ static void take(struct replica *p, const Dirigent__FromControlPlane *m)
 static void on_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
 {
     struct replica *p = user;
-    Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
+    ProtobufCAllocator *allocator = p->all->callbacks.allocator;
+    Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(allocator, bytes, data);
     if (m == NULL) {
         link_close(link, ERR_PROTOCOL, "the control plane sent something that is no message");
         return;
     }
     take(p, m);
-    dirigent__from_control_plane__free_unpacked(m, NULL);
+    dirigent__from_control_plane__free_unpacked(m, allocator);
 }
 
 static void on_failed(struct dialler *d, void *user, const char *why)

@@ -23,6 +23,8 @@ struct replicas_callbacks {
     void (*on_lost)(void *user, const char *why);
     /* Each failed attempt to dial. */
     void (*on_failed)(void *user, const char *address, const char *why);
+    /* Where messages are unpacked to, each freed before the next comes. NULL: the heap. */
+    ProtobufCAllocator *allocator;
 };
 /* `addresses`: "10.0.0.1:9090,10.0.0.2:9090", at most REPLICAS_MAX. Dials all at once. */
 must_check enum err replicas_new(struct loop *loop, const char *addresses,

@@ -18,7 +18,13 @@
 #include "base/base.h"
 #include "loop/loop.h"
 
-enum store_kind { STORE_FUNCTION, STORE_WORKER, STORE_DATA_PLANE, STORE_KIND_COUNT };
+enum store_kind {
+    STORE_FUNCTION,
+    STORE_WORKER,
+    STORE_DATA_PLANE,
+    STORE_SANDBOX, /* in measurements only: ../persisted.h */
+    STORE_KIND_COUNT
+};
 #define STORE_VALUE_BYTES_MAX (4u * 1024u * 1024u)
 
 struct store; /* opaque */
