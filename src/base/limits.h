@@ -50,3 +50,25 @@ static_assert(BLOB_CHUNK_BYTES * 4 < FRAME_BYTES_MAX, "a chunk fits a frame with
 #define SANDBOX_LOG_BYTES_MAX (8u * 1024u * 1024u)
 #define SANDBOX_LOG_LINE_BYTES_MAX (16u * 1024u)
 #define EXIT_OUTPUT_BYTES_MAX 2048u /* last output carried with an exit */
+
+/* keys: certificates, tokens, API keys */
+#define CLUSTER_NAME_BYTES_MAX 63u
+#define NODE_NAME_BYTES_MAX 253u /* a host's name, RFC 1035 2.3.4 */
+#define KEY_FILE_BYTES_MAX (64u * 1024u)   /* one key, certificate, or all roots */
+#define CSR_BYTES_MAX (16u * 1024u)
+#define CERTIFICATE_HOSTS_MAX 16u /* names and addresses of a control plane */
+#define ROOTS_MAX 2u              /* trusted at once: the old and the new one of a rotation */
+#define AUTHORITY_LIFETIME_S (10u * 365u * 24u * 3600u)
+#define CERTIFICATE_LIFETIME_S_DEFAULT (24u * 3600u)
+#define CERTIFICATE_LIFETIME_S_MIN 60u
+#define CERTIFICATE_LIFETIME_S_MAX (90u * 24u * 3600u)
+#define CERTIFICATE_BACKDATED_S 300u /* for clocks that are behind */
+static_assert(CERTIFICATE_LIFETIME_S_MAX < AUTHORITY_LIFETIME_S / 10, "roots outlive what they sign");
+#define TOKEN_LIFETIME_S_DEFAULT (15u * 60u)
+#define TOKEN_LIFETIME_S_MAX (7u * 24u * 3600u)
+#define JOIN_ADDRESSES_MAX 1024u     /* remembered by the limiter */
+#define JOIN_ADDRESS_BURST 10u       /* attempts of one address at once */
+#define JOIN_ADDRESS_PER_MINUTE 12u  /* and later */
+#define JOIN_TOTAL_BURST 200u        /* of all: each costs a signature and a write */
+#define JOIN_TOTAL_PER_MINUTE 1200u
+#define API_KEY_NAME_BYTES_MAX 63u
