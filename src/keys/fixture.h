@@ -20,7 +20,8 @@ void csr_signed_by(EVP_PKEY *named, EVP_PKEY *signer, struct buf *out);
 void der_of_pem(struct str pem, struct buf *out);
 EVP_PKEY *key_with_explicit_curve(void);
 
-/* A new directory below $TMPDIR, freed and removed with all in it by scratch_done(). */
+/* A new directory in memory (or below $TMPDIR), freed and removed with all in it by scratch_done().
+ */
 char *scratch_make(void);
 void scratch_done(char **directory);
 char *

@@ -279,7 +279,7 @@ static enum err check_answer(const char *data_dir, struct str certificate_pem, s
 static enum err write_next(const char *data_dir, const char *file, struct str text, struct error *e)
 {
     cleanup(free_pointer) char *path = path_of(data_dir, "tls.next", file);
-    return key_file_write_plain(path, 0644, text, e);
+    return key_file_write(path, 0644, text, e); /* a crash leaves none rather than an empty one */
 }
 
 enum err identity_install(const char *data_dir, struct str certificate_pem, struct str roots_pem,

@@ -36,22 +36,32 @@ static bool is_repeated(const struct token_record *record, const struct join_req
            pin_is(&record->used_key, str_of(key->text)) && now_s < record->expires_s;
 }
 
+/* The token first: who has none gets no request of his read at all. */
 static enum err judge(const struct token_record *record, const struct join_request *request,
-                      const struct pin *key, uint64_t now_s, bool *ret_repeated,
+                      uint64_t now_s, struct pin *ret_key, bool *ret_repeated,
                       enum token_verdict *ret_verdict, struct error *e)
 {
     struct token token;
+    struct error csr_story = {0};
+    EVP_PKEY *key cleanup(key_free) = NULL;
     *ret_repeated = false;
     *ret_verdict = TOKEN_MALFORMED;
     enum err err = token_parse(request->token, &token, e);
     if (err != ERR_OK)
         return err;
     *ret_verdict = token_verify(&token, record, request->role, request->name, now_s, e);
-    if (*ret_verdict == TOKEN_USED && is_repeated(record, request, key, now_s)) {
+    if (*ret_verdict != TOKEN_GOOD && *ret_verdict != TOKEN_USED)
+        return token_verdict_err(*ret_verdict);
+    err = csr_read(request->csr, &key, &csr_story);
+    if (err == ERR_OK)
+        *ret_key = key_pin(key);
+    if (*ret_verdict == TOKEN_USED) {
+        if (err != ERR_OK || !is_repeated(record, request, ret_key, now_s))
+            return token_verdict_err(TOKEN_USED);
         *ret_repeated = true;
         *ret_verdict = TOKEN_GOOD;
     }
-    return token_verdict_err(*ret_verdict);
+    return err == ERR_OK ? ERR_OK : error_field(e, err, csr_story.field, "%s", csr_story.text);
 }
 
 static enum err check_name(const struct token_record *record, const struct join_request *request,
@@ -72,19 +82,11 @@ enum err join_answer(const struct authority_bundle *bundle, const struct token_r
                      uint64_t lifetime_s, struct join_answer *ret_answer,
                      enum token_verdict *ret_verdict, struct error *e)
 {
-    EVP_PKEY *key cleanup(key_free) = NULL;
-    struct pin pin = {
-        0}; /* none when the request is no good: then the token is judged first all the same */
-    struct error csr_story = {0};
-    enum err csr_err = csr_read(request->csr, &key, &csr_story);
-    if (csr_err == ERR_OK)
-        pin = key_pin(key);
+    struct pin pin = {0};
     bool repeated;
-    enum err err = judge(record, request, &pin, now_s, &repeated, ret_verdict, e);
+    enum err err = judge(record, request, now_s, &pin, &repeated, ret_verdict, e);
     if (err != ERR_OK)
-        return err; /* who has no good token is told nothing else */
-    if (csr_err != ERR_OK)
-        return error_field(e, csr_err, csr_story.field, "%s", csr_story.text);
+        return err;
     struct issue_order order = {
         .hosts = request->hosts, .host_count = request->host_count, .lifetime_s = lifetime_s};
     err = subject_make(str_of(authority_cluster(bundle->items[0])), request->role, request->name,

@@ -88,7 +88,8 @@ enum err dir_sync(const char *path, struct error *e)
     return ERR_OK;
 }
 
-enum err key_file_write_plain(const char *path, mode_t mode, struct str data, struct error *e)
+/* Durable but for its name. */
+static enum err write_new(const char *path, mode_t mode, struct str data, struct error *e)
 {
     if (unlink(path) < 0 && errno != ENOENT)
         return error_errno(e, "replace '%s'", path);
@@ -113,7 +114,7 @@ enum err key_file_write(const char *path, mode_t mode, struct str data, struct e
     cleanup(free_pointer) char *next = mem_printf("%s.new", path);
     cleanup(free_pointer) char *directory =
         slash == NULL ? mem_strdup(".") : mem_strndup(path, MAX((size_t)(slash - path), (size_t)1));
-    enum err err = key_file_write_plain(next, mode, data, e);
+    enum err err = write_new(next, mode, data, e);
     if (err == ERR_OK && rename(next, path) < 0)
         err = error_errno(e, "replace '%s'", path);
     if (err != ERR_OK) {

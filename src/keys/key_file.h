@@ -15,8 +15,4 @@ must_check enum err public_file_read(const char *path, struct buf *ret_data, str
 /* Replaces or makes the file as a whole: after a crash at any instant there is the old content or
  * the new one. Durable when it returns. `path` has a '/' or lies in the working directory. */
 must_check enum err key_file_write(const char *path, mode_t mode, struct str data, struct error *e);
-/* Writes a new file, durable but for its name: dir_sync() makes that so. Replaces what was there.
- */
-must_check enum err key_file_write_plain(const char *path, mode_t mode, struct str data,
-                                         struct error *e);
 must_check enum err dir_sync(const char *path, struct error *e);
