@@ -88,11 +88,25 @@ static void node_done(struct node *n)
     scratch_done(&n->dir);
 }
 
-static struct node node_make(void)
+static struct node node_make_in(struct authority_bundle bundle)
 {
-    struct node n = {.bundle = make_bundle("prod"), .dir = scratch_make()};
+    struct node n = {.bundle = bundle, .dir = scratch_make()};
     REQUIRE(subject_make(STR("prod"), NODE_WORKER, STR("w-1"), &n.subject, NULL) == ERR_OK);
     return n;
+}
+
+static struct node node_make(void)
+{
+    return node_make_in(make_bundle("prod"));
+}
+
+/* Another machine of the same cluster; the cluster goes with the last one. */
+static void node_next(struct node *n)
+{
+    struct authority_bundle bundle = n->bundle;
+    n->bundle = (struct authority_bundle){0};
+    node_done(n);
+    *n = node_make_in(bundle);
 }
 
 /* What a control plane would answer. */
@@ -341,10 +355,11 @@ static void check_after_crash(struct node *n, bool had_one, long k, bool is_afte
 
 static void die_at_every_call(bool had_one, bool no_exchange)
 {
+    struct node n cleanup(node_done) = node_make();
     for (int is_after = 0; is_after < 2; is_after++) {
         long k = 0;
         for (bool finished = false; !finished; k++) {
-            struct node n cleanup(node_done) = node_make();
+            node_next(&n);
             fault.no_exchange = no_exchange;
             if (had_one)
                 REQUIRE(renew(&n, NOW_S, NULL) == ERR_OK);
@@ -374,11 +389,12 @@ TEST(killed_at_any_call_also_without_an_exchange_of_directories)
 TEST(a_call_that_fails_is_told_and_breaks_nothing)
 {
     static const int failures[] = {EIO, ENOSPC};
+    struct node n cleanup(node_done) = node_make();
     for (size_t f = 0; f < ARRAY_COUNT(failures); f++) {
         long k = 0;
         for (bool reached = true; reached; k++) {
-            struct node n cleanup(node_done) = node_make();
             struct error e = {0};
+            node_next(&n);
             REQUIRE(renew(&n, NOW_S, NULL) == ERR_OK);
             fault.failure = failures[f];
             fault.until = k;
