@@ -179,16 +179,15 @@ static enum err roots_add(struct roots *r, const struct pem_block *block, struct
     if (err != ERR_OK)
         return err;
     r->count++;
-    char cluster[CLUSTER_NAME_BYTES_MAX + 1], first[CLUSTER_NAME_BYTES_MAX + 1];
+    char cluster[CLUSTER_NAME_BYTES_MAX + 1], first[CLUSTER_NAME_BYTES_MAX + 1] = "";
     err = root_check(r->items[r->count - 1], cluster, e);
-    if (err == ERR_OK)
-        err = root_check(r->items[0], first, e);
-    if (err != ERR_OK)
+    if (err != ERR_OK || r->count == 1)
         return err;
+    (void)cluster_of(X509_get_subject_name(r->items[0]), first); /* it was checked */
     if (strcmp(cluster, first) != 0)
         return error_set(e, ERR_INVALID, "its authorities are of two clusters, '%s' and '%s'",
                          first, cluster);
-    if (r->count > 1 && X509_cmp(r->items[0], r->items[1]) == 0)
+    if (X509_cmp(r->items[0], r->items[1]) == 0)
         return error_set(e, ERR_INVALID, "it holds one authority twice");
     return ERR_OK;
 }
