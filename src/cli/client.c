@@ -6,7 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#define LEADER_PATIENCE_MS 10000u
+#define LEADER_LOOK_US (100u * US_PER_MS)
 #define CONNECT_TIMEOUT_MS 5000L
 #define ANSWER_BYTES_MAX (256u * MIB)
 #define DEFAULT_API "http://127.0.0.1:9091"
@@ -183,8 +186,8 @@ enum err client_transport_error(CURL *curl, CURLcode code, const char *what, con
     }
 }
 
-enum err client_call(struct client *c, const struct client_call *call, struct answer *ret_answer,
-                     struct error *e)
+static enum err call_once(struct client *c, const struct client_call *call, struct answer *ret_answer,
+                          struct error *e)
 {
     struct answer answer = {0};
     struct transfer t = {
@@ -226,6 +229,28 @@ enum err client_call(struct client *c, const struct client_call *call, struct an
                              JSON_DECODE_ANY, NULL);
     *ret_answer = answer;
     return ERR_OK;
+}
+
+/* Nothing was done, and nothing of an upload was read that could not be read again. */
+static bool is_leaderless(const struct client_call *call, const struct answer *a)
+{
+    const json_t *error = json_object_get(a->json, "error");
+    return call->read == NULL && a->status == 503 && strcmp(json_text(error, "code"), "no_leader") == 0;
+}
+
+/* Between two leaders of the control plane there may be a moment without one. */
+enum err client_call(struct client *c, const struct client_call *call, struct answer *ret_answer,
+                     struct error *e)
+{
+    uint64_t end_ns = clock_mono_ns() + LEADER_PATIENCE_MS * NS_PER_MS;
+    for (;;) {
+        enum err err = call_once(c, call, ret_answer, e);
+        if (err != ERR_OK || !is_leaderless(call, ret_answer) || clock_mono_ns() >= end_ns)
+            return err;
+        answer_done(ret_answer);
+        *ret_answer = (struct answer){0};
+        (void)usleep(LEADER_LOOK_US);
+    }
 }
 
 enum err answer_check(const struct client *c, const struct answer *a, struct error *e)

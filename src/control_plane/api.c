@@ -135,6 +135,7 @@ void call_free(struct call *call)
 {
     assert(!call->changing);
     links_sync_cancel(&call->sync);
+    copies_spread_cancel(&call->spread);
     list_remove(&call->wait_node);
     if (call->wait_timer.on_timer != NULL)
         loop_timer_stop(call->cp->loop, &call->wait_timer);

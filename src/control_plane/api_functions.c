@@ -239,6 +239,22 @@ void handle_function_delete(struct control_plane *cp, struct http_exchange *x, c
 
 /* ---- code ---- */
 
+/* Enough control planes have it. */
+static void on_spread(struct copies_spread *spread, enum err err, const struct error *e)
+{
+    struct call *call = container_of(spread, struct call, spread);
+    if (err == ERR_OK && !call->stage) {
+        begin_change(call, CHANGE_CODE);
+        return;
+    }
+    if (err == ERR_OK)
+        answer_json(call->x, 200,
+                    json_pack("{s:s, s:I}", "digest", call->change.digest, "bytes", (json_int_t)call->code_bytes));
+    else
+        answer_error(call->x, err, e);
+    call_free(call);
+}
+
 static void on_upload_done(void *user, enum err err, const char *digest, uint64_t bytes,
                            const struct error *e)
 {
@@ -249,14 +265,10 @@ static void on_upload_done(void *user, enum err err, const char *digest, uint64_
         call_free(call);
         return;
     }
-    if (call->stage) {
-        answer_json(call->x, 200,
-                    json_pack("{s:s, s:I}", "digest", digest, "bytes", (json_int_t)bytes));
-        call_free(call);
-        return;
-    }
     snprintf(call->change.digest, sizeof(call->change.digest), "%s", digest);
-    begin_change(call, CHANGE_CODE);
+    call->code_bytes = bytes;
+    call->spread.on_done = on_spread;
+    copies_spread(call->cp->copies, digest, &call->spread);
 }
 
 /* Refuses what comes and what is still on its way. */

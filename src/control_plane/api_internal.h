@@ -1,6 +1,7 @@
 /* api_internal.h - shared by the API's files. */
 #pragma once
 #include "control_plane/api.h"
+#include "control_plane/copies.h"
 #include "control_plane/links.h"
 #include "control_plane/registry.h"
 #include <jansson.h>
@@ -17,6 +18,8 @@ struct call {
     bool plain;              /* the original's registration: answers are text */
     bool stage;
     struct upload *upload;
+    struct copies_spread spread; /* of what was uploaded */
+    uint64_t code_bytes;
     struct links_sync sync;  /* until data planes know of the change */
     /* waiting for a version */
     struct list wait_node;

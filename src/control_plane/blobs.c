@@ -164,6 +164,11 @@ uint64_t blobs_bytes(const struct blobs *b)
     return b->bytes;
 }
 
+bool blobs_has(const struct blobs *b, const char *digest)
+{
+    return strmap_get(&b->by_digest, str_of(digest)) != NULL;
+}
+
 bool blobs_touch(struct blobs *b, const char *digest)
 {
     struct blob *blob = strmap_get(&b->by_digest, str_of(digest));

@@ -16,6 +16,7 @@ must_check enum err blobs_new(struct loop *loop, const char *directory, uint64_t
 void blobs_free(struct blobs *b); /* ends uploads that go on, without telling */
 size_t blobs_count(const struct blobs *b);
 uint64_t blobs_bytes(const struct blobs *b);
+bool blobs_has(const struct blobs *b, const char *digest);
 /* Is it here? If so it stays for another staging time. `digest`: "sha256:<hex>". */
 bool blobs_touch(struct blobs *b, const char *digest);
 must_check enum err blobs_open(struct blobs *b, const char *digest, int *ret_fd,

@@ -6,6 +6,7 @@
 #include "base/program.h"
 #include "control_plane/api.h"
 #include "control_plane/blobs.h"
+#include "control_plane/copies.h"
 #include "control_plane/leadership.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
@@ -436,6 +437,7 @@ static enum err start(struct program *p, struct error *e)
     err = links_new(cp, &cp->links, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
+    cp->copies = copies_new(cp);
     bool shared = strcmp(cp->settings.store, "etcd") == 0;
     cp->name = cp->settings.advertise[0] != '\0' ? cp->settings.advertise : cp->settings.cluster;
     if (err == ERR_OK)
@@ -471,6 +473,7 @@ static void stop(struct program *p)
         loop_signals_stop(&cp->signals);
         loop_run_once(cp->loop, 0);
     }
+    copies_free(cp->copies);
     log_requests_free(cp->logs);
     persisted_free(cp->persisted);
     links_free(cp->links);

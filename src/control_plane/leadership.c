@@ -1,6 +1,7 @@
 /* leadership.c - translates: what the store and the members say becomes events of the election, its orders become calls. */
 #include "control_plane/leadership.h"
 #include "base/log.h"
+#include "control_plane/copies.h"
 #include "control_plane/election.h"
 #include "control_plane/members.h"
 #include "control_plane/registry.h"
@@ -91,6 +92,8 @@ static void on_member_up(void *user, uint32_t member)
 
 static void on_member_down(void *user, uint32_t member, bool dead)
 {
+    struct leadership *l = user;
+    copies_member_down(l->cp->copies, member);
     STEP(user, .kind = ELECTION_PEER_DOWN, .member = member, .dead = dead);
 }
 
@@ -103,6 +106,14 @@ static void on_member_beat(void *user, uint32_t member, const Dirigent__MemberBe
         STEP(l, .kind = ELECTION_ASKED, .member = member, .epoch = beat->ask);
     if (beat->answer != 0)
         STEP(l, .kind = ELECTION_ANSWERED, .member = member, .epoch = beat->answer, .hears = beat->hears);
+    if (!l->closed)
+        copies_beat(l->cp->copies, member, beat);
+}
+
+static void on_member_chunk(void *user, uint32_t member, const Dirigent__BlobChunk *chunk)
+{
+    struct leadership *l = user;
+    copies_chunk(l->cp->copies, member, chunk);
 }
 
 /* ---- the store ---- */
@@ -178,7 +189,7 @@ static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
 enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct control_plane *cp),
                           struct leadership **ret_leadership, struct error *e)
 {
-    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_beat};
+    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_beat, on_member_chunk};
     struct leadership *l = mem_new(sizeof(*l));
     uint32_t self = 0, count = 1;
     enum err err = ERR_OK;

@@ -1275,8 +1275,11 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
     if (m == NULL || m->hello != NULL)
         link_close(link, ERR_PROTOCOL, no_message);
     else if (p->state == PEER_MEMBER)
+    {
         members_message(p->links->cp->members, link, m);
-    else if (m->stale_epoch > p->links->cp->epoch)
+        for (size_t i = 0; i < m->n_blob_gets; i++)
+            begin_transfer(p, m->blob_gets[i]->digest);
+    } else if (m->stale_epoch > p->links->cp->epoch)
         shell_refused(p->links->cp, m->stale_epoch);
     else if (p->state == PEER_UP)
         take_message(p, m);

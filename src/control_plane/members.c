@@ -29,19 +29,40 @@ struct members {
     struct loop_timer beat;
 };
 
+static uint32_t index_of(const struct member *p)
+{
+    return (uint32_t)(p - p->all->items);
+}
+
 /* ---- what we say ---- */
 
-static void send_beat(struct member *to, Dirigent__MemberBeat *beat)
+static void send_more(struct member *to, Dirigent__MemberBeat *beat, const char *digest)
 {
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+    Dirigent__BlobGet get = DIRIGENT__BLOB_GET__INIT, *gets[] = {&get};
     if (to->out == NULL)
         return;
+    if (digest != NULL) {
+        get.digest = (char *)digest;
+        m.blob_gets = gets;
+        m.n_blob_gets = 1;
+    }
     beat->epoch = to->all->epoch;
     beat->leads = to->all->leads;
     beat->reaches_store = to->all->reaches_store;
     beat->api_address = to->all->items[to->all->self].api_address;
     m.member = beat;
     link_send(to->out, &m.base);
+}
+
+static void send_beat(struct member *to, Dirigent__MemberBeat *beat)
+{
+    send_more(to, beat, NULL);
+}
+
+void members_send(struct members *m, uint32_t member, Dirigent__MemberBeat *beat, const char *digest)
+{
+    send_more(&m->items[member], beat, digest);
 }
 
 static void beat_all(struct members *m)
@@ -107,13 +128,15 @@ static void on_dialled(struct dialler *d, void *user, struct link *link)
     send_beat(p, &beat);
 }
 
-/* The other side only ever refuses. */
+/* The other side refuses, or sends code. */
 static void on_out_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
 {
-    const struct member *p = user;
+    struct member *p = user;
     Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
     if (m != NULL && m->welcome != NULL && m->welcome->refused[0] != '\0')
         log_error("member.refused_us", LOG_STR("member", p->name), LOG_STR("why", m->welcome->refused));
+    for (size_t i = 0; m != NULL && i < m->n_blob_chunks; i++)
+        p->all->callbacks.on_chunk(p->all->user, index_of(p), m->blob_chunks[i]);
     if (m != NULL)
         dirigent__from_control_plane__free_unpacked(m, NULL);
 }
@@ -149,11 +172,6 @@ static struct member *find(struct members *m, const char *name)
         if (strcmp(m->items[i].name, name) == 0)
             return &m->items[i];
     return NULL;
-}
-
-static uint32_t index_of(const struct member *p)
-{
-    return (uint32_t)(p - p->all->items);
 }
 
 const char *members_accept(struct members *m, const Dirigent__Hello *hello, struct link *link)

@@ -18,6 +18,7 @@ struct member_callbacks { /* `member` is an index below members_count(), never o
     /* `dead`: its process has ended; else it may live and not be reached. */
     void (*on_down)(void *user, uint32_t member, bool dead);
     void (*on_beat)(void *user, uint32_t member, const Dirigent__MemberBeat *beat);
+    void (*on_chunk)(void *user, uint32_t member, const Dirigent__BlobChunk *chunk); /* of code that was asked for */
 };
 /* `own` and the comma-separated `others` are addresses. Indices are those of the sorted list of all, so that every
  * member counts alike. Refuses `own` among the others, doubles, and more than MEMBERS_MAX. Dials at once. */
@@ -38,6 +39,9 @@ void members_say(struct members *m, uint64_t epoch, bool leads, bool reaches_sto
 /* On top of the beats; lost when the member is not connected. */
 void members_ask(struct members *m, uint32_t member, uint64_t epoch);
 void members_answer(struct members *m, uint32_t member, uint64_t epoch, bool hears);
+
+/* A beat that says more, and asks for the code of that digest (NULL: for none). */
+void members_send(struct members *m, uint32_t member, Dirigent__MemberBeat *beat, const char *digest);
 
 /* ---- for links.h: a connection that said Hello as a control plane ---- */
 /* NULL: taken. Else why not: it is none of ours, or there are two with its name. A newer connection replaces the

@@ -23,6 +23,7 @@ struct links;
 struct members;
 struct leadership;
 struct blobs;
+struct copies;
 struct log_requests;
 struct persisted;
 struct api;
@@ -51,6 +52,7 @@ struct control_plane {
     store_on_lost *on_store_lost;
     bool again;              /* after the end: start anew, to stand by */
     struct blobs *blobs;
+    struct copies *copies;
     struct log_requests *logs;
     struct persisted *persisted;
     struct api *api;

@@ -152,8 +152,19 @@ class Replicated:
 
     def api(self, method, path, body=None, at=None, **more):
         """To the control plane `at`, else to one that is running."""
-        at = next(i for i, c in enumerate(self.control_planes) if c.is_running()) if at is None else at
-        return http_call(self.api_ports[at], method, path, body, **more)
+        if at is not None:
+            return http_call(self.api_ports[at], method, path, body, **more)
+
+        def answered():
+            for i, program in enumerate(self.control_planes):
+                try:
+                    answer = http_call(self.api_ports[i], method, path, body, **more) if program.is_running() else None
+                except ConnectionRefusedError:  # it has only just been started
+                    continue
+                if answer is not None and not (answer.status == 503 and b"no_leader" in answer.body):
+                    return answer
+            return None
+        return wait_until(answered, 20, "an answer of a control plane")
 
     def items(self, path, at=None):
         answer = self.api("GET", path, at=at)

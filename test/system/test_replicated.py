@@ -3,8 +3,11 @@ users see."""
 import concurrent.futures
 import http.client
 import os
+import pathlib
 import re
+import shutil
 import signal
+import tempfile
 import threading
 import time
 
@@ -87,6 +90,7 @@ def test_the_leader_dies_under_load_and_nobody_notices(make):
     assert calls.bad == [] and calls.good > 10
     assert {s["id"] for s in cluster.sandboxes("hello")} == known, "adopted, none lost, none started twice"
     cluster.control_planes[old].start()
+    wait_until(lambda: cluster.control_planes[old].log().count("control_plane.stands_by") == 2, 10, "its return")
     cluster.deploy("later", {"app.py": APP}, at=old)
     wait_until(lambda: cluster.call("later").status == 200, 20, "a function that was deployed after it")
     assert cluster.leader() == new, "who comes back stands by"
@@ -98,7 +102,7 @@ def test_no_registration_is_lost_over_many_leaders(make):
     for round_number in range(5):
         for i in range(4):
             name = f"f-{round_number}-{i}"
-            answer = cluster.api("PUT", f"/v1/functions/{name}", {"command": ["/bin/true"], "image": "host"})
+            answer = cluster.api("PUT", f"/v1/functions/{name}", {"command": ["/bin/true"]})
             assert answer.status in (200, 201), answer
             stored.append(name)
         old = cluster.wait_leader()
@@ -160,7 +164,7 @@ def test_a_member_of_etcd_dies_and_nothing_is_lost(make):
     cluster.deploy("hello", {"app.py": APP}, "--min", "1")
     for i in range(3):
         cluster.etcds[i].kill()
-        answer = cluster.api("PUT", f"/v1/functions/while-{i}", {"command": ["/bin/true"], "image": "host"})
+        answer = cluster.api("PUT", f"/v1/functions/while-{i}", {"command": ["/bin/true"]})
         assert answer.status in (200, 201), answer
         assert cluster.call("hello").status == 200
         cluster.etcds[i].start()
@@ -171,14 +175,14 @@ def test_a_member_of_etcd_dies_and_nothing_is_lost(make):
 def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
-    cluster.deploy("cold", {"app.py": APP})
+    cluster.deploy("cold", {"app.py": APP}, "--no-wait")
     with Calls(cluster, "hello") as calls:
         cluster.etcds[1].kill()
         cluster.etcds[2].kill()
         assert cluster.call("cold").status == 200, "the leader starts what is wanted without the store"
         time.sleep(1)
         begin = time.monotonic()
-        answer = cluster.api("PUT", "/v1/functions/refused", {"command": ["/bin/true"], "image": "host"})
+        answer = cluster.api("PUT", "/v1/functions/refused", {"command": ["/bin/true"]})
         assert answer.status >= 500 and "etcd" in answer.text, answer
         assert time.monotonic() - begin < 25
         time.sleep(1)
@@ -186,7 +190,7 @@ def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
     cluster.etcds[1].start()
     cluster.etcds[2].start()
     cluster.wait_leader()
-    answer = wait_until(lambda: (a := cluster.api("PUT", "/v1/functions/later", {"command": ["/bin/true"], "image": "host"}))
+    answer = wait_until(lambda: (a := cluster.api("PUT", "/v1/functions/later", {"command": ["/bin/true"]}))
                         .status < 300 and a, 30, "a registration")
     assert "hello" in {f["name"] for f in cluster.items("/v1/functions")}
 
@@ -194,8 +198,10 @@ def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
 def test_with_all_control_planes_gone_warm_calls_go_on_and_cold_ones_wait(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
-    cluster.deploy("cold", {"app.py": APP}, "--timeout", "30s")
+    cluster.deploy("cold", {"app.py": APP}, "--timeout", "30s", "--no-wait")
     with Calls(cluster, "hello") as calls, concurrent.futures.ThreadPoolExecutor() as pool:
+        for program in [*cluster.control_planes, *cluster.etcds]:
+            program.process.kill()
         for program in [*cluster.control_planes, *cluster.etcds]:
             program.kill()
         waiting = pool.submit(cluster.call, "cold")
@@ -205,6 +211,7 @@ def test_with_all_control_planes_gone_warm_calls_go_on_and_cold_ones_wait(make):
             program.start()
         assert waiting.result(60).status == 200
     assert calls.bad == []
+    cluster.wait_leader()
     assert len(cluster.sandboxes("hello", "ready")) == 1
 
 
@@ -215,8 +222,10 @@ def control_plane(*flags):
     return run_cli("control-plane", "--cluster", f"127.0.0.1:{ports[0]}", "--api", f"127.0.0.1:{ports[1]}", *flags, timeout=60)
 
 
-def test_settings_that_make_no_sense_are_refused(tmp_path):
-    directories = ["--data-dir", tmp_path / "data", "--run-dir", tmp_path / "run"]
+def test_settings_that_make_no_sense_are_refused():
+    home = pathlib.Path(tempfile.mkdtemp(prefix="dirigent-test-"))
+    home.chmod(0o755)
+    directories = ["--data-dir", home / "data", "--run-dir", home / "run"]
     for flags, word in [(["--store", "paper"], "sqlite or etcd"), (["--store", "etcd"], "--etcd"),
                         (["--peers", "127.0.0.1:1"], "--store etcd"), (["--etcd", "http://a:1"], "--store etcd"),
                         (["--store", "etcd", "--etcd", "a:1"], "no address of etcd"),
@@ -226,6 +235,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
     nobody = free_ports(1)[0]
     result = control_plane(*directories, "--store", "etcd", "--etcd", f"http://127.0.0.1:{nobody}")
     assert result.code != 0 and f"etcd at http://127.0.0.1:{nobody}" in result.err, result
+    shutil.rmtree(home)
 
 
 def test_two_with_one_identity_and_strangers_are_refused(make):
