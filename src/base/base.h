@@ -29,7 +29,7 @@
 #define GIB (MIB * 1024)
 
 enum err {
-#define ERR(name, http, exit, text) ERR_##name,
+#define ERR(name, lower, http, exit, text) ERR_##name,
 #include "base/err.def"
 #undef ERR
     ERR_COUNT

@@ -10,43 +10,15 @@ static const struct {
     unsigned http_status;
     int exit_code;
 } kinds[ERR_COUNT] = {
-#define ERR(n, http, exit, t) [ERR_##n] = {#n, t, http, exit},
+#define ERR(n, lower, http, exit, t) [ERR_##n] = {#lower, t, http, exit},
 #include "base/err.def"
 #undef ERR
 };
 
-static const char *const lower_names[ERR_COUNT] = {
-    [ERR_OK] = "ok",
-    [ERR_MORE] = "more",
-    [ERR_END] = "end",
-    [ERR_EMPTY] = "empty",
-    [ERR_BUSY] = "busy",
-    [ERR_INVALID] = "invalid",
-    [ERR_USAGE] = "usage",
-    [ERR_NOT_FOUND] = "not_found",
-    [ERR_EXISTS] = "exists",
-    [ERR_CONFLICT] = "conflict",
-    [ERR_TOO_LARGE] = "too_large",
-    [ERR_UNSUPPORTED] = "unsupported",
-    [ERR_PERMISSION] = "permission",
-    [ERR_TIMEOUT] = "timeout",
-    [ERR_UNREACHABLE] = "unreachable",
-    [ERR_CLOSED] = "closed",
-    [ERR_PROTOCOL] = "protocol",
-    [ERR_CORRUPT] = "corrupt",
-    [ERR_VERSION] = "version",
-    [ERR_STALE] = "stale",
-    [ERR_NO_SPACE] = "no_space",
-    [ERR_NO_ROOM] = "no_room",
-    [ERR_FAILED] = "failed",
-    [ERR_IO] = "io",
-    [ERR_NO_MEMORY] = "no_memory",
-};
-
 const char *err_name(enum err err)
 {
-    assert(err < ERR_COUNT && lower_names[err] != NULL);
-    return lower_names[err];
+    assert(err < ERR_COUNT);
+    return kinds[err].name;
 }
 
 const char *err_text(enum err err)

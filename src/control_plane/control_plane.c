@@ -262,13 +262,17 @@ uint64_t shell_epoch_seen(const struct control_plane *cp)
     return cp->leadership != NULL ? MAX(cp->epoch, leadership_epoch(cp->leadership)) : cp->epoch;
 }
 
-static void on_store_lost(void *user, enum err err, const char *why)
+void shell_store_lost(struct control_plane *cp, enum err err, const char *why)
 {
-    struct control_plane *cp = user;
     log_error("store.lost", LOG_STR("code", err_name(err)), LOG_STR("why", why));
     cp->end = err;
     cp->again = cp->leadership != NULL && err != ERR_CORRUPT && err != ERR_VERSION;
     loop_stop(cp->loop);
+}
+
+static void on_store_lost(void *user, enum err err, const char *why)
+{
+    shell_store_lost(user, err, why);
 }
 
 /* NAME@MEMBERS?OPTIONS, as store_etcd reads it. */
@@ -295,7 +299,6 @@ static void on_lead(struct control_plane *cp);
 static enum err follow_store(struct control_plane *cp, struct error *e)
 {
     cleanup(free_pointer) char *where = etcd_where(cp);
-    cp->on_store_lost = on_store_lost;
     enum err err = store_open(&store_etcd, where, &cp->store, e);
     return err == ERR_OK ? leadership_start(cp, on_lead, &cp->leadership, e) : err;
 }

@@ -184,6 +184,12 @@ static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
     STEP(l, .kind = err == ERR_STALE ? ELECTION_TAKE_REFUSED : ELECTION_TAKE_FAILED, .member = ELECTION_NOBODY);
 }
 
+static void on_lost(void *user, enum err err, const char *why)
+{
+    struct leadership *l = user;
+    shell_store_lost(l->cp, err, why);
+}
+
 /* ---- life ---- */
 
 enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct control_plane *cp),
@@ -205,7 +211,7 @@ enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct contr
     }
     if (err == ERR_OK)
         l->election = election_new(self, count, now_ms(l));
-    const struct store_follower follower = {l, on_record, on_epoch, on_synced, on_reached, on_taken, cp->on_store_lost};
+    const struct store_follower follower = {l, on_record, on_epoch, on_synced, on_reached, on_taken, on_lost};
     cp->members = l->members;
     *ret_leadership = l;
     if (err == ERR_OK)

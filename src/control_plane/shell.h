@@ -49,7 +49,6 @@ struct control_plane {
     struct members *members; /* NULL: there is no other control plane */
     struct leadership *leadership; /* NULL: the embedded store, and no other */
     const char *name;        /* of this control plane among the others */
-    store_on_lost *on_store_lost;
     bool again;              /* after the end: start anew, to stand by */
     struct blobs *blobs;
     struct copies *copies;
@@ -65,6 +64,8 @@ void shell_step(struct control_plane *cp, const struct control_event *event);
 /* What the store has, while it is loaded or followed; NULL: it was deleted. */
 must_check enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value,
                                       struct error *e);
+/* The store cannot be used any more. */
+void shell_store_lost(struct control_plane *cp, enum err err, const char *why);
 /* Another leads, under a newer epoch: this one ends, and starts anew to stand by where there are several. */
 void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why);
 /* Somebody refused our orders, having seen that epoch. */

@@ -30,7 +30,7 @@ static int dir_of(const struct cgroup_tree *t, int controller)
 static bool list_has(const char *list, const char *word, const char *separators)
 {
     size_t bytes = strlen(word);
-    for (const char *at = list; (at = strstr(at, word)) != NULL; at += bytes) {
+    for (const char *at = list; bytes > 0 && (at = strstr(at, word)) != NULL; at += bytes) {
         bool begins = at == list || strchr(separators, at[-1]) != NULL;
         if (begins && (at[bytes] == '\0' || strchr(separators, at[bytes]) != NULL))
             return true;
@@ -43,16 +43,17 @@ static bool list_has(const char *list, const char *word, const char *separators)
 enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const char *controller, char *ret_path,
                         size_t bytes)
 {
-    char point[256] = "", own[400] = "";
+    char point[256] = "", root[256] = "", own[400] = "";
     /* 36 25 0:31 / /sys/fs/cgroup/memory rw … - cgroup cgroup rw,memory (proc(5)) */
     for (const char *line = mountinfo; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
-        char text[1024], at[256], options[256];
+        char text[1024], shown[256], at[256], options[256];
         (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
         const char *tail = strstr(text, " - cgroup ");
-        if (tail == NULL || sscanf(text, "%*s %*s %*s %*s %255s", at) != 1 ||
+        if (tail == NULL || sscanf(text, "%*s %*s %*s %255s %255s", shown, at) != 2 ||
             sscanf(tail, " - cgroup %*s %255s", options) != 1 || !list_has(options, controller, ","))
             continue;
         strcpy(point, at);
+        strcpy(root, strcmp(shown, "/") == 0 ? "" : shown);
         break;
     }
     /* 4:memory:/path */
@@ -64,9 +65,12 @@ enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const ch
     }
     if (point[0] == '\0' || own[0] == '\0')
         return ERR_NOT_FOUND;
-    if (strncmp(own, "/..", 3) == 0) /* the mount shows less than the path tells */
-        own[0] = '\0';
-    int n = snprintf(ret_path, bytes, "%s%s", point, strcmp(own, "/") == 0 ? "" : own);
+    /* The mount may show only a part of the hierarchy, as in a container: then ours is there below that part. */
+    size_t part = strlen(root);
+    const char *below = strncmp(own, root, part) == 0 && (own[part] == '/' || own[part] == '\0') ? own + part : own;
+    if (strncmp(own, "/..", 3) == 0 || strcmp(below, "/") == 0)
+        below = "";
+    int n = snprintf(ret_path, bytes, "%s%s", point, below);
     return n > 0 && (size_t)n < bytes ? ERR_OK : ERR_TOO_LARGE;
 }
 

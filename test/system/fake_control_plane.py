@@ -205,8 +205,11 @@ class FakeControlPlane:
             connected = self.connection is not None
             self.sync += 1
             self.send([(11, self.routes[number]), (18, self.sync)])
-        if connected:  # no call before all of its threads know the function
-            self.wait(lambda: self.connection is None or self.synced >= self.sync, "the data plane's word that the function is in force")
+        self.wait_in_force(connected)  # no call before all of its threads know the function
+
+    def wait_in_force(self, connected):
+        if connected:
+            self.wait(lambda: self.connection is None or self.synced >= self.sync, "the data plane's word that it is in force")
 
     def remove_function(self, number):
         with self.changed:
@@ -218,7 +221,10 @@ class FakeControlPlane:
         with self.changed:
             self.endpoints[sandbox] = [(1, sandbox), (2, function), (3, 1), (4, address), (5, worker), (6, 11), (7, 222),
                                        (8, 333), (9, 444)]
-            self.send([(13, self.endpoints[sandbox])])
+            connected = self.connection is not None
+            self.sync += 1
+            self.send([(13, self.endpoints[sandbox]), (18, self.sync)])
+        self.wait_in_force(connected)
 
     def drain(self, sandbox):
         with self.changed:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cluster import BUILD, SANITIZED, run_cli
+from cluster import BUILD, SANITIZED, run_cli, wait_until
 from fake_control_plane import Client, Cut, DataPlane, FakeControlPlane, Sandbox, echo
 
 HELLO = 7
@@ -126,8 +126,9 @@ def test_own_pages(world):
     w.sandbox()
     for _ in range(3):
         assert w.call().status == 200
-    text = w.call(host="localhost", path="/metrics").body.decode()
-    assert 'dirigent_function_requests_total{function="hello",status="2xx"} 3' in text
+    # A request is counted when it has ended, which may be after its answer has come.
+    text = wait_until(lambda: (t := w.call(host="localhost", path="/metrics").body.decode()) and
+                      'dirigent_function_requests_total{function="hello",status="2xx"} 3' in t and t, 10, "three requests")
     assert 'dirigent_function_request_seconds_count{function="hello"} 3' in text
     assert re.search(r"^dirigent_data_plane_requests_total \d+$", text, re.M)
 
