@@ -1,5 +1,6 @@
-/* control_core.c - the control plane's core alone: whole lives of sandboxes through control_step(), in one thread, with many workers and functions.
- * Prints JSON lines {name, value, unit, …}; a linear scorer over all workers (the original's rule) is the peer. */
+/* control_core.c - the control plane's core alone: whole lives of sandboxes through control_step(),
+ * in one thread, with many workers and functions. Prints JSON lines {name, value, unit, …}; a
+ * linear scorer over all workers (the original's rule) is the peer. */
 #include "control_plane/core.h"
 #include "control_plane/placement.h"
 #include <stdio.h>
@@ -21,7 +22,11 @@ static void step(const struct control_event *e)
 
 static void set_up(uint32_t workers, enum placement_policy policy)
 {
-    struct control_options options = {.seed = 1, .epoch = 1, .peer_dead_after_ms = 2000, .reconnect_grace_ms = 5000, .reconstruction_ms = 1};
+    struct control_options options = {.seed = 1,
+                                      .epoch = 1,
+                                      .peer_dead_after_ms = 2000,
+                                      .reconnect_grace_ms = 5000,
+                                      .reconstruction_ms = 1};
     core = control_new(&options);
     now_ms = 1000;
     lives = 0;
@@ -92,8 +97,11 @@ static void orders_answer(void)
         } else if (o->kind == ORDER_STOP) {
             e.kind = EVENT_SANDBOX;
             e.sandbox.worker_id = o->target_id;
-            e.sandbox.report = (struct sandbox_report){
-                .sandbox_id = o->sandbox_id, .function_id = o->function_id, .version = 1, .state = SANDBOX_GONE, .reason = GONE_STOPPED};
+            e.sandbox.report = (struct sandbox_report){.sandbox_id = o->sandbox_id,
+                                                       .function_id = o->function_id,
+                                                       .version = 1,
+                                                       .state = SANDBOX_GONE,
+                                                       .reason = GONE_STOPPED};
             answer(e);
         }
     }
@@ -114,8 +122,8 @@ static void time_pass(void)
     }
 }
 
-/* One begins every 40 microseconds of the core's clock: demand, order, ready, served; and whose windows are over by now ends.
- * Returns the nanoseconds from demand to order. */
+/* One begins every 40 microseconds of the core's clock: demand, order, ready, served; and whose
+ * windows are over by now ends. Returns the nanoseconds from demand to order. */
 static uint64_t life(uint32_t function)
 {
     now_ms = 1000 + ++lives / 25;
@@ -132,7 +140,10 @@ static uint64_t life(uint32_t function)
     }
     struct control_event e = {.kind = EVENT_SANDBOX};
     e.sandbox.worker_id = start->target_id;
-    e.sandbox.report = (struct sandbox_report){.sandbox_id = start->sandbox_id, .function_id = function, .version = 1, .state = SANDBOX_READY};
+    e.sandbox.report = (struct sandbox_report){.sandbox_id = start->sandbox_id,
+                                               .function_id = function,
+                                               .version = 1,
+                                               .state = SANDBOX_READY};
     strcpy(e.sandbox.report.address.direct, "10.0.0.1:8080");
     step(&e);
     demand(function, 0, 0);
@@ -183,22 +194,27 @@ static void latency(uint32_t workers)
     }
     control_free(core);
     qsort(samples, count, sizeof(samples[0]), compare);
-    printf("{\"name\":\"demand to order at 25,000/s, %u workers\",\"value\":%.1f,\"unit\":\"us p50\",\"p99_us\":%.1f}\n", workers,
-           (double)samples[count / 2] / 1e3, (double)samples[count * 99 / 100] / 1e3);
+    printf("{\"name\":\"demand to order at 25,000/s, %u workers\",\"value\":%.1f,\"unit\":\"us "
+           "p50\",\"p99_us\":%.1f}\n",
+           workers, (double)samples[count / 2] / 1e3, (double)samples[count * 99 / 100] / 1e3);
 }
 
 static void linear_peer(uint32_t workers)
 {
     struct room *rooms = mem_new_array(workers, sizeof(*rooms));
     for (uint32_t i = 0; i < workers; i++)
-        rooms[i] = (struct room){.cpu_milli = 64000, .memory_bytes = 256 * GIB, .slots = 4000, .cpu_reserved_milli = i % 64000};
+        rooms[i] = (struct room){.cpu_milli = 64000,
+                                 .memory_bytes = 256 * GIB,
+                                 .slots = 4000,
+                                 .cpu_reserved_milli = i % 64000};
     uint64_t begin = clock_mono_ns();
     uint32_t decisions = 20000000 / workers;
     volatile uint64_t chosen = 0;
     for (uint32_t d = 0; d < decisions; d++) {
         uint32_t best = 0, best_score = 0;
         for (uint32_t i = 0; i < workers; i++) {
-            uint32_t score = placement_score_least_allocated(&rooms[i], 100, MIB) + placement_score_balanced(&rooms[i], 100, MIB);
+            uint32_t score = placement_score_least_allocated(&rooms[i], 100, MIB) +
+                             placement_score_balanced(&rooms[i], 100, MIB);
             if (score > best_score) {
                 best = i;
                 best_score = score;
@@ -206,8 +222,9 @@ static void linear_peer(uint32_t workers)
         }
         chosen += best;
     }
-    printf("{\"name\":\"peer: linear scorer, %u workers, placement only\",\"value\":%.0f,\"unit\":\"/s\"}\n", workers,
-           decisions * 1e9 / (double)(clock_mono_ns() - begin));
+    printf("{\"name\":\"peer: linear scorer, %u workers, placement "
+           "only\",\"value\":%.0f,\"unit\":\"/s\"}\n",
+           workers, decisions * 1e9 / (double)(clock_mono_ns() - begin));
     free(rooms);
 }
 
@@ -216,8 +233,10 @@ int main(void)
     for (int policy = 0; policy < PLACEMENT_COUNT; policy++)
         for (uint32_t workers = 50; workers <= 5000; workers *= 100) {
             double rate = rate_of(workers, (enum placement_policy)policy);
-            printf("{\"name\":\"core, %s, %u workers, %u functions\",\"value\":%.0f,\"unit\":\"/s\",\"ns\":%.0f}\n", placement_policy_name((enum placement_policy)policy),
-                   workers, FUNCTIONS, rate, 1e9 / rate);
+            printf("{\"name\":\"core, %s, %u workers, %u "
+                   "functions\",\"value\":%.0f,\"unit\":\"/s\",\"ns\":%.0f}\n",
+                   placement_policy_name((enum placement_policy)policy), workers, FUNCTIONS, rate,
+                   1e9 / rate);
             fflush(stdout);
         }
     latency(5000);

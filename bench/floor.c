@@ -1,9 +1,13 @@
-/* floor.c - the floor under a cold start: clone3 into new mount, pid, ipc, uts and cgroup namespaces, bind and pivot_root, /proc, exec of the program; no cgroup, no
- * network (with `net` a new network namespace, empty), no seccomp, no user namespace, no HTTP. Timed from clone3 to the first byte the program writes.
+/* floor.c - the floor under a cold start: clone3 into new mount, pid, ipc, uts and cgroup
+ * namespaces, bind and pivot_root, /proc, exec of the program; no cgroup, no network (with `net` a
+ * new network namespace, empty), no seccomp, no user namespace, no HTTP. Timed from clone3 to the
+ * first byte the program writes.
  *
- *   bench-floor PROGRAM PARALLEL SECONDS [net]      needs root; PROGRAM writes a byte and exits when it has an argument
+ *   bench-floor PROGRAM PARALLEL SECONDS [net]      needs root; PROGRAM writes a byte and exits
+ * when it has an argument
  *
- * Prints one JSON object: p50_us, p99_us, rate (whole runs per second of all PARALLEL loops together). */
+ * Prints one JSON object: p50_us, p99_us, rate (whole runs per second of all PARALLEL loops
+ * together). */
 #include "base/base.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
-extern int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+extern int mount(const char *source, const char *target, const char *type, unsigned long flags,
+                 const void *data);
 extern int umount2(const char *target, int flags);
 #define MNT_DETACH 2
 #define SAMPLES_MAX 400000u
@@ -42,8 +47,10 @@ static uint64_t now_ns(void)
 static _Noreturn void child(const char *root, int out)
 {
     char *argv[] = {(char *)"/f", (char *)"1", NULL}, *environment[] = {(char *)"PORT=0", NULL};
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount(root, root, NULL, MS_BIND, NULL) < 0 || chdir(root) < 0 ||
-        syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || mount("proc", "/proc", "proc", 0, NULL) < 0)
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount(root, root, NULL, MS_BIND, NULL) < 0 || chdir(root) < 0 ||
+        syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
+        mount("proc", "/proc", "proc", 0, NULL) < 0)
         _exit(1);
     dup2(out, 1);
     execve("/f", argv, environment);
@@ -67,7 +74,9 @@ static void run(const char *root, double seconds, uint64_t more_flags, struct re
         char byte;
         if (pipe2(ends, O_CLOEXEC) < 0)
             _exit(2);
-        struct clone_args args = {.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | more_flags, .exit_signal = SIGCHLD};
+        struct clone_args args = {.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC |
+                                           CLONE_NEWUTS | CLONE_NEWCGROUP | more_flags,
+                                  .exit_signal = SIGCHLD};
         uint64_t start = now_ns();
         pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
         if (pid == 0)
@@ -101,7 +110,8 @@ int main(int argc, char **argv)
     if (mkdtemp(root) == NULL)
         return 2;
     snprintf(command, sizeof(command), "mkdir '%s/proc' && cp '%s' '%s/f'", root, argv[1], root);
-    struct result *results = mmap(NULL, sizeof(*results) * parallel, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct result *results = mmap(NULL, sizeof(*results) * parallel, PROT_READ | PROT_WRITE,
+                                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (system(command) != 0 || results == MAP_FAILED)
         return 2;
     uint64_t start = now_ns();
@@ -117,12 +127,14 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < parallel; i++) {
         errors += results[i].errors;
         if (i > 0)
-            memmove(&results[0].samples_us[MIN(count, SAMPLES_MAX - results[i].count)], results[i].samples_us, results[i].count * sizeof(uint32_t));
+            memmove(&results[0].samples_us[MIN(count, SAMPLES_MAX - results[i].count)],
+                    results[i].samples_us, results[i].count * sizeof(uint32_t));
         count = MIN(count + results[i].count, SAMPLES_MAX);
     }
     qsort(results[0].samples_us, count, sizeof(uint32_t), compare);
-    printf("{\"runs\":%u,\"errors\":%u,\"rate\":%.1f,\"p50_us\":%u,\"p99_us\":%u}\n", count, errors, count / took,
-           count > 0 ? results[0].samples_us[count / 2] : 0, count > 0 ? results[0].samples_us[count * 99 / 100] : 0);
+    printf("{\"runs\":%u,\"errors\":%u,\"rate\":%.1f,\"p50_us\":%u,\"p99_us\":%u}\n", count, errors,
+           count / took, count > 0 ? results[0].samples_us[count / 2] : 0,
+           count > 0 ? results[0].samples_us[count * 99 / 100] : 0);
     snprintf(command, sizeof(command), "rm -rf '%s'", root);
     return system(command) != 0 || errors > 0;
 }

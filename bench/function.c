@@ -1,7 +1,8 @@
-/* function.c - the function that the benchmarks run: an HTTP/1.1 keep-alive server without libc, so that
- * what is measured is the platform and not a program's start. Linux x86-64 system calls, epoll, one thread.
- * Listens on $PORT (8080). With an argument it writes "ready" to stdout once it listens and exits: that is how
- * runtimes that give no network are measured. Built with -static -nostdlib. */
+/* function.c - the function that the benchmarks run: an HTTP/1.1 keep-alive server without libc, so
+ * that what is measured is the platform and not a program's start. Linux x86-64 system calls,
+ * epoll, one thread. Listens on $PORT (8080). With an argument it writes "ready" to stdout once it
+ * listens and exits: that is how runtimes that give no network are measured. Built with -static
+ * -nostdlib. */
 #include <linux/in.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -63,7 +64,8 @@ static unsigned count_requests(const char *data, long bytes)
 {
     unsigned count = 0;
     for (long i = 3; i < bytes; i++)
-        count += data[i] == '\n' && data[i - 1] == '\r' && data[i - 2] == '\n' && data[i - 3] == '\r';
+        count +=
+            data[i] == '\n' && data[i - 1] == '\r' && data[i - 2] == '\n' && data[i - 3] == '\r';
     return count;
 }
 
@@ -112,4 +114,5 @@ __attribute__((used)) void run(long *stack)
     }
 }
 
-__asm__(".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call run\n hlt\n");
+__asm__(
+    ".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call run\n hlt\n");

@@ -1,9 +1,10 @@
-/* launcher_rate.c - how fast the launcher alone is: keeps PARALLEL sandboxes of one program in the making, kills each as soon as
- * it listens.
+/* launcher_rate.c - how fast the launcher alone is: keeps PARALLEL sandboxes of one program in the
+ * making, kills each as soon as it listens.
  *
  *   bench-launcher PROGRAM SECONDS [PARALLEL [CROWD]]      needs root
  *
- * CROWD sandboxes are started first and stay. Prints one JSON object: rate, p50_us, p99_us (order to listening), create_us, exec_us. */
+ * CROWD sandboxes are started first and stay. Prints one JSON object: rate, p50_us, p99_us (order
+ * to listening), create_us, exec_us. */
 #include "base/base.h"
 #include "launcher/launcher.h"
 #include "loop/loop.h"
@@ -29,7 +30,8 @@ struct bench {
 
 static void start_one(struct bench *b)
 {
-    struct launcher_command c = {.kind = LAUNCHER_START, .sandbox_id = ++b->next_id, .function_id = 1, .version = 1};
+    struct launcher_command c = {
+        .kind = LAUNCHER_START, .sandbox_id = ++b->next_id, .function_id = 1, .version = 1};
     launcher_client_send(b->client, &c, NULL, &b->output_fd, 1);
 }
 
@@ -113,14 +115,21 @@ int main(int argc, char **argv)
     b.samples_us = mem_new_array(SAMPLES_MAX, sizeof(*b.samples_us));
     char directory[] = "/tmp/bench-launcher-XXXXXX", path[64];
     struct error e = {0};
-    struct launcher_config config = {.instance = "bench", .pool_ip = 0x0adc0000, .host_port_base = 40000, .slots_max = 4096, .blanks_min = 32,
-                                     .quarantine_ms = 100, .orphan_ms = 1000, .userns_base = 1 << 20};
+    struct launcher_config config = {.instance = "bench",
+                                     .pool_ip = 0x0adc0000,
+                                     .host_port_base = 40000,
+                                     .slots_max = 4096,
+                                     .blanks_min = 32,
+                                     .quarantine_ms = 100,
+                                     .orphan_ms = 1000,
+                                     .userns_base = 1 << 20};
     if (mkdtemp(directory) == NULL || chmod(directory, 0755) < 0)
         return 2;
     (void)snprintf(config.run_dir, sizeof(config.run_dir), "%s", directory);
     (void)snprintf(path, sizeof(path), "%s/output", directory);
     b.output_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    char *copy = mem_printf("mkdir %s/code && cp '%s' %s/code/server", directory, argv[1], directory);
+    char *copy =
+        mem_printf("mkdir %s/code && cp '%s' %s/code/server", directory, argv[1], directory);
     char *code = mem_printf("%s/code", directory);
     if (system(copy) != 0)
         return 2;
@@ -130,7 +139,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "bench-launcher: %s\n", e.text);
         return 2;
     }
-    static const struct launcher_callbacks callbacks = {.on_event = on_event, .on_closed = on_closed};
+    static const struct launcher_callbacks callbacks = {.on_event = on_event,
+                                                        .on_closed = on_closed};
     if (launcher_client_new(b.loop, fd, &callbacks, &b, &b.client, &e) != ERR_OK)
         return 2;
     loop_timer_init(&b.end, on_end);
@@ -138,8 +148,17 @@ int main(int argc, char **argv)
     launcher_client_send(b.client, &attach, NULL, NULL, 0);
     static const char strings[] = "./server\0PORT=8080\0PATH=/usr/bin:/bin\0bench";
     struct launcher_command make = {.kind = LAUNCHER_TEMPLATE,
-                                    .template = {.function_id = 1, .version = 1, .argc = 1, .envc = 2, .strings_bytes = sizeof(strings), .memory_bytes = 16 * MIB,
-                                                 .tmp_bytes = MIB, .cpu_milli = 500, .pids_max = 64, .port = 8080, .has_code = 1}};
+                                    .template = {.function_id = 1,
+                                                 .version = 1,
+                                                 .argc = 1,
+                                                 .envc = 2,
+                                                 .strings_bytes = sizeof(strings),
+                                                 .memory_bytes = 16 * MIB,
+                                                 .tmp_bytes = MIB,
+                                                 .cpu_milli = 500,
+                                                 .pids_max = 64,
+                                                 .port = 8080,
+                                                 .has_code = 1}};
     launcher_client_send(b.client, &make, strings, &code_fd, 1);
     loop_run(b.loop);
     double took = (double)(clock_mono_ns() - b.begun_ns) / 1e9;
@@ -151,8 +170,10 @@ int main(int argc, char **argv)
     }
     qsort(b.samples_us, b.sample_count, sizeof(*b.samples_us), compare);
     uint64_t n = MAX(b.sample_count, UINT64_C(1));
-    printf("{\"rate\":%.1f,\"p50_us\":%u,\"p99_us\":%u,\"create_us\":%" PRIu64 ",\"exec_us\":%" PRIu64 "}\n", (double)b.finished / took,
-           b.samples_us[b.sample_count / 2], b.samples_us[b.sample_count * 99 / 100], b.create_sum / n, b.exec_sum / n);
+    printf("{\"rate\":%.1f,\"p50_us\":%u,\"p99_us\":%u,\"create_us\":%" PRIu64
+           ",\"exec_us\":%" PRIu64 "}\n",
+           (double)b.finished / took, b.samples_us[b.sample_count / 2],
+           b.samples_us[b.sample_count * 99 / 100], b.create_sum / n, b.exec_sum / n);
     char *remove = mem_printf("rm -rf '%s'", directory);
     return system(remove) != 0 || b.finished == 0;
 }

@@ -1,11 +1,12 @@
-/* load.c - closed-loop HTTP/1.1 load for the benchmarks: `connections` keep-alive connections, each sends a
- * request, waits for the whole answer, sends the next. Functions are called in turn: prefix00000,
- * prefix00001, … so that with enough of them each call meets a cold one.
+/* load.c - closed-loop HTTP/1.1 load for the benchmarks: `connections` keep-alive connections, each
+ * sends a request, waits for the whole answer, sends the next. Functions are called in turn:
+ * prefix00000, prefix00001, … so that with enough of them each call meets a cold one.
  *
  *   bench-load ADDRESS:PORT PREFIX FUNCTION_COUNT CONNECTIONS SECONDS [REQUESTS_MAX]
  *
- * BENCH_GAP_MS in the environment: a pause before each request. FUNCTION_COUNT 0: PREFIX is the whole name. Prints one JSON object: requests, errors, rate per second, and
- * from request sent to first byte: p50_us, p99_us, max_us. Exits 1 when any request failed. */
+ * BENCH_GAP_MS in the environment: a pause before each request. FUNCTION_COUNT 0: PREFIX is the
+ * whole name. Prints one JSON object: requests, errors, rate per second, and from request sent to
+ * first byte: p50_us, p99_us, max_us. Exits 1 when any request failed. */
 #include "base/base.h"
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,9 +1,11 @@
-/* spawn.c - runs a command again and again and times it: from spawn to the first byte on its stdout, and
- * how many whole runs a second.
+/* spawn.c - runs a command again and again and times it: from spawn to the first byte on its
+ * stdout, and how many whole runs a second.
  *
- *   bench-spawn PARALLEL SECONDS COMMAND [ARG…]     "{}" in an argument becomes a number that is unique
+ *   bench-spawn PARALLEL SECONDS COMMAND [ARG…]     "{}" in an argument becomes a number that is
+ * unique
  *
- * Prints one JSON object: p50_us, p99_us (to the first byte), rate (whole runs per second), errors. */
+ * Prints one JSON object: p50_us, p99_us (to the first byte), rate (whole runs per second), errors.
+ */
 #include "base/base.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -128,8 +130,8 @@ int main(int argc, char **argv)
     }
     double took = (double)(now_ns() - start) / 1e9;
     qsort(samples_us, sample_count, sizeof(samples_us[0]), compare);
-    printf("{\"runs\":%u,\"errors\":%u,\"rate\":%.1f,\"p50_us\":%u,\"p99_us\":%u}\n", finished, errors,
-           finished / took, sample_count > 0 ? samples_us[sample_count / 2] : 0,
+    printf("{\"runs\":%u,\"errors\":%u,\"rate\":%.1f,\"p50_us\":%u,\"p99_us\":%u}\n", finished,
+           errors, finished / took, sample_count > 0 ? samples_us[sample_count / 2] : 0,
            sample_count > 0 ? samples_us[sample_count * 99 / 100] : 0);
     return errors > 0;
 }

@@ -1,11 +1,11 @@
-/* worker_rate.c - how fast one worker is, without control plane and data plane: plays the control plane to a real
- * `dirigent worker` over the cluster protocol, keeps `parallel` sandboxes of one version in the making, removes
- * each as soon as it is ready.
+/* worker_rate.c - how fast one worker is, without control plane and data plane: plays the control
+ * plane to a real `dirigent worker` over the cluster protocol, keeps `parallel` sandboxes of one
+ * version in the making, removes each as soon as it is ready.
  *
  *   bench-worker DIRIGENT FUNCTION SECONDS [PARALLEL [CROWD]]
  *
- * CROWD sandboxes are started first and stay. Prints one JSON object: rate of whole lives (started, ready, removed) per second, and
- * from order to ready: p50_us, p99_us. */
+ * CROWD sandboxes are started first and stay. Prints one JSON object: rate of whole lives (started,
+ * ready, removed) per second, and from order to ready: p50_us, p99_us. */
 #include "base/base.h"
 #include "base/limits.h"
 #include "base/str.h"
@@ -245,7 +245,8 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void worker_spawn(struct bench *b, const char *dirigent, const char *directory, unsigned port)
+static void worker_spawn(struct bench *b, const char *dirigent, const char *directory,
+                         unsigned port)
 {
     char control_plane[64];
     snprintf(control_plane, sizeof(control_plane), "127.0.0.1:%u", port);

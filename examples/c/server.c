@@ -1,5 +1,6 @@
-/* A function in C without libc: some 10 KB, no start-up work, so what is left of a cold start is the platform's. It
- * shows the smallest thing that is a function: GET answers a greeting, POST gives the body back (64 KiB at most).
+/* A function in C without libc: some 10 KB, no start-up work, so what is left of a cold start is
+ * the platform's. It shows the smallest thing that is a function: GET answers a greeting, POST
+ * gives the body back (64 KiB at most).
  *
  *     make -C examples/c && dirigent deploy hello-c --dir examples/c --concurrency 100
  *     dirigent invoke hello-c -d 'an echo'
@@ -12,7 +13,13 @@
 #include <sys/syscall.h>
 
 enum { CONNECTIONS = 512, BUFFER = 72 * 1024, BODY_MAX = 64 * 1024 };
-enum { SOCK_STREAM_ = 1, SOL_SOCKET_ = 1, SO_REUSEADDR_ = 2, MSG_DONTWAIT_ = 0x40, MSG_NOSIGNAL_ = 0x4000 };
+enum {
+    SOCK_STREAM_ = 1,
+    SOL_SOCKET_ = 1,
+    SO_REUSEADDR_ = 2,
+    MSG_DONTWAIT_ = 0x40,
+    MSG_NOSIGNAL_ = 0x4000
+};
 enum { ERROR_INTERRUPTED = -4, ERROR_AGAIN = -11 };
 
 struct connection {
@@ -140,7 +147,8 @@ static int answer(long fd, const char *status, const char *body, long bytes, int
 /* Answers the first whole request; how many bytes it had, 0: more are needed, -1: close. */
 static long serve(long fd, const char *data, long bytes)
 {
-    static const char greeting[] = "Hello from C\n", too_large[] = "64 KiB at most, with Content-Length\n";
+    static const char greeting[] = "Hello from C\n",
+                      too_large[] = "64 KiB at most, with Content-Length\n";
     long head = head_bytes(data, bytes), body;
     if (head == 0)
         return bytes > 8192 ? -1 : 0;
@@ -160,7 +168,8 @@ static long serve(long fd, const char *data, long bytes)
 static void on_readable(long fd)
 {
     struct connection *c = &connections[fd];
-    long n = call(SYS_recvfrom, fd, (long)(c->data + c->bytes), BUFFER - c->bytes, MSG_DONTWAIT_, 0, 0);
+    long n =
+        call(SYS_recvfrom, fd, (long)(c->data + c->bytes), BUFFER - c->bytes, MSG_DONTWAIT_, 0, 0);
     long used = 0;
     if (n == ERROR_AGAIN || n == ERROR_INTERRUPTED)
         return;
@@ -178,7 +187,8 @@ static void on_readable(long fd)
 static long listen_on(unsigned port)
 {
     int one = 1;
-    struct sockaddr_in address = {.sin_family = 2, .sin_port = (uint16_t)((port & 255) << 8 | port >> 8)};
+    struct sockaddr_in address = {.sin_family = 2,
+                                  .sin_port = (uint16_t)((port & 255) << 8 | port >> 8)};
     long fd = call(SYS_socket, 2, SOCK_STREAM_, 0, 0, 0, 0);
     call(SYS_setsockopt, fd, SOL_SOCKET_, SO_REUSEADDR_, (long)&one, sizeof(one), 0);
     if (call(SYS_bind, fd, (long)&address, sizeof(address), 0, 0, 0) < 0 ||
@@ -220,4 +230,5 @@ __attribute__((used)) void run(long *stack)
     }
 }
 
-__asm__(".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call run\n hlt\n");
+__asm__(
+    ".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call run\n hlt\n");

@@ -35,8 +35,8 @@ enum err {
     ERR_COUNT
 };
 
-const char *err_name(enum err err);   /* "not_found": the `code` of API errors */
-const char *err_text(enum err err);   /* "not found" */
+const char *err_name(enum err err); /* "not_found": the `code` of API errors */
+const char *err_text(enum err err); /* "not found" */
 unsigned err_http_status(enum err err);
 int err_exit_code(enum err err);
 /* The nearest kind for an errno value; ERR_IO where there is none. */
@@ -75,7 +75,7 @@ static inline int fd_take(int *fd)
 void free_pointer(void *pointer_to_pointer); /* for cleanup(): free(*(void **)p) */
 
 /* Memory that must exist: aborts when there is none. Freed with free(). */
-void *mem_new(size_t bytes) must_check;                        /* zeroed */
+void *mem_new(size_t bytes) must_check;                          /* zeroed */
 void *mem_new_array(size_t count, size_t item_bytes) must_check; /* zeroed, checks overflow */
 void *mem_resize(void *old, size_t count, size_t item_bytes) must_check;
 char *mem_strdup(const char *text) must_check;

@@ -1,4 +1,5 @@
-/* hash.c - open addressing with linear probing and backward-shift deletion (Knuth 6.4, algorithm R). */
+/* hash.c - open addressing with linear probing and backward-shift deletion (Knuth 6.4, algorithm
+ * R). */
 #include "base/hash.h"
 #include <stdlib.h>
 

@@ -14,9 +14,9 @@ struct map {
     size_t count;
 };
 void map_done(struct map *m);
-void *map_get(const struct map *m, uint64_t key);              /* NULL: not there */
-void map_put(struct map *m, uint64_t key, void *value);        /* replaces; value is not NULL */
-void *map_remove(struct map *m, uint64_t key);                 /* what was there, or NULL */
+void *map_get(const struct map *m, uint64_t key);       /* NULL: not there */
+void map_put(struct map *m, uint64_t key, void *value); /* replaces; value is not NULL */
+void *map_remove(struct map *m, uint64_t key);          /* what was there, or NULL */
 /* Iteration: *cursor starts at 0. Returns the next value or NULL at the end. No change of the map
  * between calls. */
 void *map_next(const struct map *m, size_t *cursor);

@@ -12,14 +12,15 @@
 #define SPEC_JSON_BYTES_MAX (1024u * 1024u)
 
 /* archives */
-#define CODE_ARCHIVE_BYTES_MAX (512 * MIB)   /* as uploaded */
-#define CODE_UNPACKED_BYTES_MAX (2 * GIB)    /* as unpacked */
+#define CODE_ARCHIVE_BYTES_MAX (512 * MIB) /* as uploaded */
+#define CODE_UNPACKED_BYTES_MAX (2 * GIB)  /* as unpacked */
 #define CODE_ENTRIES_MAX 200000u
-#define CODE_RATIO_MAX 1032u                 /* deflate cannot do more */
+#define CODE_RATIO_MAX 1032u      /* deflate cannot do more */
 #define CODE_PATH_BYTES_MAX 4095u /* PATH_MAX without its NUL */
 #define CODE_NAME_BYTES_MAX 255u
 
-#define CODE_UNUSED_MS_MAX (60u * 60u * 1000u) /* unpacked on a worker, and used by nothing there */
+#define CODE_UNUSED_MS_MAX (60u * 60u * 1000u) /* unpacked on a worker, and used by nothing there \
+                                                */
 #define CODE_UNUSED_COUNT_MAX 16u
 
 /* HTTP (RFC 9110/9112) */
@@ -53,8 +54,8 @@ static_assert(BLOB_CHUNK_BYTES * 4 < FRAME_BYTES_MAX, "a chunk fits a frame with
 
 /* keys: certificates, tokens, API keys */
 #define CLUSTER_NAME_BYTES_MAX 63u
-#define NODE_NAME_BYTES_MAX 253u /* a host's name, RFC 1035 2.3.4 */
-#define KEY_FILE_BYTES_MAX (64u * 1024u)   /* one key, certificate, or all roots */
+#define NODE_NAME_BYTES_MAX 253u         /* a host's name, RFC 1035 2.3.4 */
+#define KEY_FILE_BYTES_MAX (64u * 1024u) /* one key, certificate, or all roots */
 #define CSR_BYTES_MAX (16u * 1024u)
 #define CERTIFICATE_HOSTS_MAX 16u /* names and addresses of a control plane */
 #define ROOTS_MAX 2u              /* trusted at once: the old and the new one of a rotation */
@@ -63,12 +64,13 @@ static_assert(BLOB_CHUNK_BYTES * 4 < FRAME_BYTES_MAX, "a chunk fits a frame with
 #define CERTIFICATE_LIFETIME_S_MIN 60u
 #define CERTIFICATE_LIFETIME_S_MAX (90u * 24u * 3600u)
 #define CERTIFICATE_BACKDATED_S 300u /* for clocks that are behind */
-static_assert(CERTIFICATE_LIFETIME_S_MAX < AUTHORITY_LIFETIME_S / 10, "roots outlive what they sign");
+static_assert(CERTIFICATE_LIFETIME_S_MAX < AUTHORITY_LIFETIME_S / 10,
+              "roots outlive what they sign");
 #define TOKEN_LIFETIME_S_DEFAULT (15u * 60u)
 #define TOKEN_LIFETIME_S_MAX (7u * 24u * 3600u)
-#define JOIN_ADDRESSES_MAX 1024u     /* remembered by the limiter */
-#define JOIN_ADDRESS_BURST 10u       /* attempts of one address at once */
-#define JOIN_ADDRESS_PER_MINUTE 12u  /* and later */
-#define JOIN_TOTAL_BURST 200u        /* of all: each costs a signature and a write */
+#define JOIN_ADDRESSES_MAX 1024u    /* remembered by the limiter */
+#define JOIN_ADDRESS_BURST 10u      /* attempts of one address at once */
+#define JOIN_ADDRESS_PER_MINUTE 12u /* and later */
+#define JOIN_TOTAL_BURST 200u       /* of all: each costs a signature and a write */
 #define JOIN_TOTAL_PER_MINUTE 1200u
 #define API_KEY_NAME_BYTES_MAX 63u

@@ -48,8 +48,8 @@ static inline struct list *list_first(struct list *head)
 }
 #define list_entry(node, type, member) container_of(node, type, member)
 /* The body may remove the current item. */
-#define list_for_each(item, head, type, member)                                                    \
-    for (type *item = list_entry((head)->next, type, member),                                      \
-              *item##_next = list_entry(item->member.next, type, member);                          \
-         &item->member != (head);                                                                  \
+#define list_for_each(item, head, type, member)                           \
+    for (type *item = list_entry((head)->next, type, member),             \
+              *item##_next = list_entry(item->member.next, type, member); \
+         &item->member != (head);                                         \
          item = item##_next, item##_next = list_entry(item->member.next, type, member))

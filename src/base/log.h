@@ -2,7 +2,8 @@
  *   2026-01-02T03:04:05.678Z info worker sandbox.ready sandbox=… start_us=412
  * `error` needs a person, `warn` was got round, `info` is a change of state, `debug` is for us.
  * The program name and level are process-wide and set once in main() before threads start. Values
- * with spaces, quotes or control characters are quoted and escaped. Any thread; one write(2) a line. */
+ * with spaces, quotes or control characters are quoted and escaped. Any thread; one write(2) a
+ * line. */
 #pragma once
 #include "base/base.h"
 #include "base/str.h"
@@ -26,14 +27,14 @@ void log_init(const char *program, enum log_level level_min);
 bool log_wants(enum log_level level);
 void log_write(enum log_level level, const char *event, const struct log_field *fields,
                size_t field_count);
-#define LOG_AT(level, event, ...)                                                                  \
-    log_write(level, event, (const struct log_field[]){__VA_ARGS__},                               \
+#define LOG_AT(level, event, ...)                                    \
+    log_write(level, event, (const struct log_field[]){__VA_ARGS__}, \
               sizeof((const struct log_field[]){__VA_ARGS__}) / sizeof(struct log_field))
 /* On the way of every order: its fields are not even gathered when nobody wants them. */
-#define log_debug(event, ...)                                                                      \
-    do {                                                                                           \
-        if (log_wants(LOG_LEVEL_DEBUG))                                                            \
-            LOG_AT(LOG_LEVEL_DEBUG, event, __VA_ARGS__);                                           \
+#define log_debug(event, ...)                            \
+    do {                                                 \
+        if (log_wants(LOG_LEVEL_DEBUG))                  \
+            LOG_AT(LOG_LEVEL_DEBUG, event, __VA_ARGS__); \
     } while (0)
 #define log_info(event, ...) LOG_AT(LOG_LEVEL_INFO, event, __VA_ARGS__)
 #define log_warn(event, ...) LOG_AT(LOG_LEVEL_WARN, event, __VA_ARGS__)

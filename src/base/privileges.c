@@ -40,7 +40,8 @@ enum err privileges_drop(uid_t uid, gid_t gid, struct error *e)
         return ERR_OK;
     if (uid == 0)
         return error_field(e, ERR_INVALID, "user", "this program does not run as root");
-    /* Changing ids forgets it (prctl(2)): whoever started us, `up`, still wants us to end with it. */
+    /* Changing ids forgets it (prctl(2)): whoever started us, `up`, still wants us to end with it.
+     */
     int death_signal = 0;
     pid_t parent = getppid();
     if (prctl(PR_GET_PDEATHSIG, &death_signal) < 0)

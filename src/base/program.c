@@ -19,8 +19,8 @@ static enum err lock_take(const char *directory, uid_t uid, gid_t gid, int *ret_
             return error_errno(e, "lock '%s'", path);
         char holder[32] = "";
         ssize_t n = pread(fd, holder, sizeof(holder) - 1, 0);
-        return error_set(e, ERR_BUSY, "directory '%s' is in use by another instance%s%.*s", directory,
-                         n > 0 ? ", process " : "", n > 0 ? (int)n : 0, holder);
+        return error_set(e, ERR_BUSY, "directory '%s' is in use by another instance%s%.*s",
+                         directory, n > 0 ? ", process " : "", n > 0 ? (int)n : 0, holder);
     }
     if (geteuid() == 0 && fchown(fd, uid, gid) < 0)
         return error_errno(e, "give '%s' to user %u", path, (unsigned)uid);
@@ -30,8 +30,8 @@ static enum err lock_take(const char *directory, uid_t uid, gid_t gid, int *ret_
     return ERR_OK;
 }
 
-enum err program_dir_open(const char *parent, const char *name, uid_t uid, gid_t gid, char **ret_path,
-                          int *ret_lock_fd, struct error *e)
+enum err program_dir_open(const char *parent, const char *name, uid_t uid, gid_t gid,
+                          char **ret_path, int *ret_lock_fd, struct error *e)
 {
     enum err err = dir_make_all(parent, 0755, e);
     if (err != ERR_OK)

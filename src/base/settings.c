@@ -7,8 +7,8 @@
 
 #define CONFIG_BYTES_MAX (1u << 20)
 
-static const char *const type_hints[] = {"TEXT", "N", "", "DURATION", "SIZE", "ADDRESS:PORT",
-                                         "ADDRESS:PORT,..."};
+static const char *const type_hints[] = {
+    "TEXT", "N", "", "DURATION", "SIZE", "ADDRESS:PORT", "ADDRESS:PORT,..."};
 
 /* ---- one value ---- */
 
@@ -57,8 +57,8 @@ static bool addresses_are_plausible(struct str text)
     }
 }
 
-static enum err value_set(const struct setting *s, void *values, struct str text, const char *origin,
-                          struct error *e)
+static enum err value_set(const struct setting *s, void *values, struct str text,
+                          const char *origin, struct error *e)
 {
     static const char *const time_units[] = {"ms", "s", "m", "h", NULL};
     static const uint64_t time_factors[] = {1, 1000, 60000, 3600000};
@@ -70,8 +70,8 @@ static enum err value_set(const struct setting *s, void *values, struct str text
     case SETTING_ADDRESSES:
         if (text.bytes > 0 && !addresses_are_plausible(text))
             return error_field(e, ERR_USAGE, s->key,
-                               "%s: '%.*s' is no ADDRESS:PORT, nor several with commas between", origin,
-                               STR_ARG(text));
+                               "%s: '%.*s' is no ADDRESS:PORT, nor several with commas between",
+                               origin, STR_ARG(text));
         free(*(char **)place);
         *(char **)place = mem_strndup(text.bytes > 0 ? text.data : "", text.bytes);
         return ERR_OK;
@@ -86,10 +86,12 @@ static enum err value_set(const struct setting *s, void *values, struct str text
         return ERR_OK;
     case SETTING_UINT:
         if (str_to_u64(text, UINT64_MAX / 2, place) != ERR_OK)
-            return error_field(e, ERR_USAGE, s->key, "%s: '%.*s' is no number", origin, STR_ARG(text));
+            return error_field(e, ERR_USAGE, s->key, "%s: '%.*s' is no number", origin,
+                               STR_ARG(text));
         return ERR_OK;
     case SETTING_BOOL:
-        if (str_equal(text, STR("true")) || str_equal(text, STR("1")) || str_equal(text, STR("yes")))
+        if (str_equal(text, STR("true")) || str_equal(text, STR("1")) ||
+            str_equal(text, STR("yes")))
             *(bool *)place = true;
         else if (str_equal(text, STR("false")) || str_equal(text, STR("0")) ||
                  str_equal(text, STR("no")))
@@ -108,8 +110,9 @@ static enum err value_set(const struct setting *s, void *values, struct str text
         return ERR_OK;
     case SETTING_BYTES:
         if (number_with_unit(text, byte_units, byte_factors, place) != ERR_OK)
-            return error_field(e, ERR_USAGE, s->key, "%s: '%.*s' is no size such as 1048576, 256Mi or 4Gi",
-                               origin, STR_ARG(text));
+            return error_field(e, ERR_USAGE, s->key,
+                               "%s: '%.*s' is no size such as 1048576, 256Mi or 4Gi", origin,
+                               STR_ARG(text));
         return ERR_OK;
     }
     return ERR_INVALID;
@@ -164,8 +167,8 @@ static void flag_of(const struct setting *s, char *ret_flag, size_t bytes)
             *c = '-';
 }
 
-static enum err unknown(const struct setting *table, size_t count, struct str name, const char *what,
-                        struct error *e)
+static enum err unknown(const struct setting *table, size_t count, struct str name,
+                        const char *what, struct error *e)
 {
     char key[128], flag[128];
     key_of(name, key, sizeof(key));
@@ -186,7 +189,8 @@ static enum err unknown(const struct setting *table, size_t count, struct str na
 
 /* ---- sources ---- */
 
-static enum err load_defaults(const struct setting *table, size_t count, void *values, struct error *e)
+static enum err load_defaults(const struct setting *table, size_t count, void *values,
+                              struct error *e)
 {
     for (size_t i = 0; i < count; i++) {
         enum err err = value_set(&table[i], values, str_of(table[i].default_text), table[i].key, e);
@@ -232,8 +236,8 @@ static enum err load_document(const struct setting *table, size_t count, const c
             return error_set(e, ERR_USAGE, "'%s' line %zu: a key that is no text", path,
                              key->start_mark.line + 1);
         struct str name = {(const char *)key->data.scalar.value, key->data.scalar.length};
-        (void)snprintf(origin, sizeof(origin), "'%s' line %zu: %.*s", path, key->start_mark.line + 1,
-                       STR_ARG(name));
+        (void)snprintf(origin, sizeof(origin), "'%s' line %zu: %.*s", path,
+                       key->start_mark.line + 1, STR_ARG(name));
         const struct setting *s = find(table, count, name);
         if (s == NULL)
             return unknown(table, count, name, origin, e);
@@ -241,7 +245,8 @@ static enum err load_document(const struct setting *table, size_t count, const c
             return error_field(e, ERR_USAGE, s->key, "%s: needs a single value", origin);
         enum err err = value_set(
             s, values,
-            (struct str){(const char *)value->data.scalar.value, value->data.scalar.length}, origin, e);
+            (struct str){(const char *)value->data.scalar.value, value->data.scalar.length}, origin,
+            e);
         if (err != ERR_OK)
             return err;
     }
@@ -313,7 +318,8 @@ static enum err load_flags(const struct setting *table, size_t count, int argc, 
 static void print_help(const char *program, const char *summary, const struct setting *table,
                        size_t count)
 {
-    printf("usage: dirigent %s [flags]\n\n%s\n\nflags (each also as DIRIGENT_<KEY> in the environment, or as "
+    printf("usage: dirigent %s [flags]\n\n%s\n\nflags (each also as DIRIGENT_<KEY> in the "
+           "environment, or as "
            "<key>: in the file of --config):\n",
            program, summary);
     for (size_t i = 0; i < count; i++) {

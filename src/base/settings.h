@@ -10,12 +10,12 @@
 #include "base/str.h"
 
 enum setting_type {
-    SETTING_STRING,  /* char *, owned by the struct; "" when unset */
-    SETTING_UINT,    /* uint64_t */
-    SETTING_BOOL,    /* bool; flag alone means true */
-    SETTING_MILLIS,  /* uint64_t milliseconds; "10s", "500ms", "2m" */
-    SETTING_BYTES,   /* uint64_t; "256Mi" */
-    SETTING_ADDRESS, /* char *, "ip:port", checked */
+    SETTING_STRING,    /* char *, owned by the struct; "" when unset */
+    SETTING_UINT,      /* uint64_t */
+    SETTING_BOOL,      /* bool; flag alone means true */
+    SETTING_MILLIS,    /* uint64_t milliseconds; "10s", "500ms", "2m" */
+    SETTING_BYTES,     /* uint64_t; "256Mi" */
+    SETTING_ADDRESS,   /* char *, "ip:port", checked */
     SETTING_ADDRESSES, /* char *, one or more of them with commas between, checked */
 };
 struct setting {
@@ -26,11 +26,11 @@ struct setting {
     size_t offset; /* of the value in the program's settings struct */
 };
 /* Reads argv (after the subcommand), environment and file into `values`. Unknown flags and keys are
- * refused with the nearest known name. --help prints usage to stdout and returns ERR_END. Errors name the
- * flag, variable or key. Positional arguments are refused. */
+ * refused with the nearest known name. --help prints usage to stdout and returns ERR_END. Errors
+ * name the flag, variable or key. Positional arguments are refused. */
 must_check enum err settings_load(const char *program, const char *summary,
-                                  const struct setting *table, size_t count, int argc,
-                                  char **argv, void *values, struct error *e);
+                                  const struct setting *table, size_t count, int argc, char **argv,
+                                  void *values, struct error *e);
 void settings_done(const struct setting *table, size_t count, void *values);
 
 /* How a .def becomes struct and table:

@@ -37,12 +37,12 @@ struct buf {
     size_t bytes;
     size_t capacity;
 };
-void buf_done(struct buf *b);                       /* frees, leaves it empty; for cleanup() too */
+void buf_done(struct buf *b); /* frees, leaves it empty; for cleanup() too */
 void buf_append(struct buf *b, const void *data, size_t bytes);
 void buf_append_str(struct buf *b, struct str s);
 void buf_printf(struct buf *b, const char *format, ...) printf_like(2, 3);
-void buf_consume(struct buf *b, size_t bytes);      /* drops from the front */
-char *buf_reserve(struct buf *b, size_t bytes);     /* room behind data + b->bytes */
+void buf_consume(struct buf *b, size_t bytes);  /* drops from the front */
+char *buf_reserve(struct buf *b, size_t bytes); /* room behind data + b->bytes */
 static inline struct str buf_str(const struct buf *b)
 {
     return (struct str){b->data, b->bytes};

@@ -186,8 +186,8 @@ enum err client_transport_error(CURL *curl, CURLcode code, const char *what, con
     }
 }
 
-static enum err call_once(struct client *c, const struct client_call *call, struct answer *ret_answer,
-                          struct error *e)
+static enum err call_once(struct client *c, const struct client_call *call,
+                          struct answer *ret_answer, struct error *e)
 {
     struct answer answer = {0};
     struct transfer t = {
@@ -235,7 +235,8 @@ static enum err call_once(struct client *c, const struct client_call *call, stru
 static bool is_leaderless(const struct client_call *call, const struct answer *a)
 {
     const json_t *error = json_object_get(a->json, "error");
-    return call->read == NULL && a->status == 503 && strcmp(json_text(error, "code"), "no_leader") == 0;
+    return call->read == NULL && a->status == 503 &&
+           strcmp(json_text(error, "code"), "no_leader") == 0;
 }
 
 /* Between two leaders of the control plane there may be a moment without one. */

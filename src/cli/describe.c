@@ -119,11 +119,13 @@ static void print_last_exit(const json_t *exit)
     print_key("last exit");
     printf("%s", reason);
     if (json_object_get(exit, "exit_code") != NULL)
-        printf(" with code %" PRIi64, (int64_t)json_integer_value(json_object_get(exit, "exit_code")));
+        printf(" with code %" PRIi64,
+               (int64_t)json_integer_value(json_object_get(exit, "exit_code")));
     if (json_object_get(exit, "signal") != NULL)
         printf(" by signal %" PRIu64, json_number(exit, "signal"));
-    printf(", %s ago (version %" PRIu64 ", sandbox %s)\n", human_age_of(json_text(exit, "at"), clock_real_ms(), age),
-           json_number(exit, "version"), json_text(exit, "sandbox"));
+    printf(", %s ago (version %" PRIu64 ", sandbox %s)\n",
+           human_age_of(json_text(exit, "at"), clock_real_ms(), age), json_number(exit, "version"),
+           json_text(exit, "sandbox"));
 }
 
 static void print_function(const json_t *f, const json_t *sandboxes)

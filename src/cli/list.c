@@ -155,8 +155,8 @@ static void worker_row(struct table *t, const json_t *w, uint64_t now_ms)
     const char *state = json_text(w, "state"), *use = json_text(w, "use");
     bool restricted = use[0] != '\0' && strcmp(use, "all") != 0;
     table_cell(t, STYLE_BOLD, "%s", json_text(w, "name"));
-    table_cell(t, restricted ? STYLE_YELLOW : style_of_state(state), "%s%s%s", state, restricted ? ", " : "",
-               restricted ? use : "");
+    table_cell(t, restricted ? STYLE_YELLOW : style_of_state(state), "%s%s%s", state,
+               restricted ? ", " : "", restricted ? use : "");
     table_cell(t, STYLE_PLAIN, "%" PRIu64 " of %" PRIu64, json_number(w, "sandboxes"),
                json_number(w, "slots"));
     table_cell(t, STYLE_PLAIN, "%s of %s", human_cpu(json_number(w, "cpu_reserved_milli"), a),

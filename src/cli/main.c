@@ -112,8 +112,9 @@ static enum err run_help(const struct command_input *in, struct error *e)
         print_overview();
         return ERR_OK;
     }
-    const struct command *c = in->argument_count == 2 ? command_find_two(in->arguments[0], in->arguments[1])
-                                                      : command_find(in->arguments[0]);
+    const struct command *c = in->argument_count == 2
+                                  ? command_find_two(in->arguments[0], in->arguments[1])
+                                  : command_find(in->arguments[0]);
     if (c == NULL)
         return refuse_unknown(in->arguments[0], e);
     if (c->program == NULL)

@@ -1,5 +1,5 @@
-/* nodes.c - what operators do with workers and data planes: `dirigent worker cordon|uncordon|drain|remove`,
- * `dirigent data-plane remove`. */
+/* nodes.c - what operators do with workers and data planes: `dirigent worker
+ * cordon|uncordon|drain|remove`, `dirigent data-plane remove`. */
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/output.h"
@@ -16,12 +16,13 @@ static enum err name_check(const char *name, struct error *e)
 {
     size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
     if (name[0] == '\0' || name[good] != '\0')
-        return error_set(e, ERR_USAGE, "'%.100s' is no name: letters, digits, '-', '.' and '_'", name);
+        return error_set(e, ERR_USAGE, "'%.100s' is no name: letters, digits, '-', '.' and '_'",
+                         name);
     return ERR_OK;
 }
 
-static enum err change(struct client *c, const char *kind, const char *name, const char *use, json_t **ret_json,
-                       struct error *e)
+static enum err change(struct client *c, const char *kind, const char *name, const char *use,
+                       json_t **ret_json, struct error *e)
 {
     cleanup(free_pointer) char *path = mem_printf("/v1/%s/%s", kind, name);
     json_t *body = use != NULL ? json_pack("{s:s}", "use", use) : NULL;
@@ -31,8 +32,8 @@ static enum err change(struct client *c, const char *kind, const char *name, con
 }
 
 /* For all names given; goes on after one that fails. */
-static enum err change_all(const struct command_input *in, struct client *c, const char *kind, const char *use,
-                           const char *done, struct error *e)
+static enum err change_all(const struct command_input *in, struct client *c, const char *kind,
+                           const char *use, const char *done, struct error *e)
 {
     enum output_format format = output_format_of(in->common->output);
     enum err result = ERR_OK;
@@ -62,8 +63,8 @@ static enum err change_all(const struct command_input *in, struct client *c, con
     return result;
 }
 
-static enum err run_change(const struct command_input *in, const char *kind, const char *use, const char *done,
-                           struct error *e)
+static enum err run_change(const struct command_input *in, const char *kind, const char *use,
+                           const char *done, struct error *e)
 {
     cleanup(client_done) struct client c = {0};
     enum err err = client_open(&c, in, e);
@@ -106,14 +107,16 @@ static enum err timeout_read(const char *text, uint64_t *ret_ms, struct error *e
         uint64_t ms;
     } units[] = {{"s", 1000}, {"m", 60000}, {"h", 3600000}};
     for (size_t i = 0; i < ARRAY_COUNT(units); i++)
-        if (isdigit((unsigned char)text[0]) && strcmp(rest, units[i].unit) == 0 && number < 100000) {
+        if (isdigit((unsigned char)text[0]) && strcmp(rest, units[i].unit) == 0 &&
+            number < 100000) {
             *ret_ms = number * units[i].ms;
             return ERR_OK;
         }
     return error_set(e, ERR_USAGE, "--timeout: '%.40s' is no duration such as 30s, 5m or 1h", text);
 }
 
-static enum err wait_empty(struct client *c, const char *name, uint64_t deadline_ms, struct error *e)
+static enum err wait_empty(struct client *c, const char *name, uint64_t deadline_ms,
+                           struct error *e)
 {
     cleanup(free_pointer) char *path = mem_printf("/v1/workers/%s", name);
     for (;;) {
@@ -127,7 +130,8 @@ static enum err wait_empty(struct client *c, const char *name, uint64_t deadline
             return ERR_OK;
         if (clock_mono_ns() / NS_PER_MS >= deadline_ms)
             return error_set(e, ERR_TIMEOUT,
-                             "worker '%s' still has %" PRIu64 " sandboxes: other workers may lack room for them, or requests "
+                             "worker '%s' still has %" PRIu64
+                             " sandboxes: other workers may lack room for them, or requests "
                              "last longer; it goes on draining",
                              name, left);
         (void)usleep(LOOK_EVERY_US);
@@ -154,24 +158,27 @@ static enum err run_drain(const struct command_input *in, struct error *e)
 }
 
 static const struct option drain_options[] = {
-    {"no-wait", 0, OPTION_FLAG, "", "do not wait until it is empty", offsetof(struct drain_values, no_wait)},
+    {"no-wait", 0, OPTION_FLAG, "", "do not wait until it is empty",
+     offsetof(struct drain_values, no_wait)},
     {"timeout", 0, OPTION_TEXT, "DURATION", "how long to wait; 10m when not given",
      offsetof(struct drain_values, timeout)},
 };
 
-#define NODE_COMMAND(variable, words, text, run_it)                                                                    \
-    const struct command variable = {.name = words,                                                                    \
-                                     .arguments = "NAME...",                                                           \
-                                     .group = GROUP_RUN,                                                               \
-                                     .summary = text,                                                                  \
-                                     .arguments_min = 1,                                                               \
-                                     .arguments_max = SIZE_MAX,                                                        \
-                                     .is_client = true,                                                                \
-                                     .has_output = true,                                                               \
+#define NODE_COMMAND(variable, words, text, run_it)             \
+    const struct command variable = {.name = words,             \
+                                     .arguments = "NAME...",    \
+                                     .group = GROUP_RUN,        \
+                                     .summary = text,           \
+                                     .arguments_min = 1,        \
+                                     .arguments_max = SIZE_MAX, \
+                                     .is_client = true,         \
+                                     .has_output = true,        \
                                      .run = run_it}
 NODE_COMMAND(command_worker_cordon, "worker cordon", "give a worker no new sandboxes", run_cordon);
-NODE_COMMAND(command_worker_uncordon, "worker uncordon", "give it sandboxes again, also after drain", run_uncordon);
-NODE_COMMAND(command_worker_remove, "worker remove", "forget a worker that has stopped", run_remove_worker);
+NODE_COMMAND(command_worker_uncordon, "worker uncordon",
+             "give it sandboxes again, also after drain", run_uncordon);
+NODE_COMMAND(command_worker_remove, "worker remove", "forget a worker that has stopped",
+             run_remove_worker);
 NODE_COMMAND(command_data_plane_remove, "data-plane remove", "forget a data plane that has stopped",
              run_remove_data_plane);
 const struct command command_worker_drain = {
@@ -179,7 +186,8 @@ const struct command command_worker_drain = {
     .arguments = "NAME...",
     .group = GROUP_RUN,
     .summary = "move its sandboxes to other workers",
-    .details = "Its sandboxes serve on until others serve in their place; no request is lost. Without room elsewhere\n"
+    .details = "Its sandboxes serve on until others serve in their place; no request is lost. "
+               "Without room elsewhere\n"
                "they stay. `dirigent worker uncordon NAME` ends it.",
     .arguments_min = 1,
     .arguments_max = SIZE_MAX,

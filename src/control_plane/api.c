@@ -1,10 +1,10 @@
 /* api.c - the router: one table of routes, answers, and calls that wait for a version. */
 #include "base/log.h"
 #include "control_plane/api_internal.h"
-#include "control_plane/leadership.h"
-#include "control_plane/relay.h"
-#include "control_plane/log_requests.h"
 #include "control_plane/blobs.h"
+#include "control_plane/leadership.h"
+#include "control_plane/log_requests.h"
+#include "control_plane/relay.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -389,7 +389,8 @@ static void run_route(struct api *api, struct http_exchange *x, const struct rou
         if (err != ERR_OK)
             err = error_field(&e, ERR_INVALID, "name", "the name in the path is not valid");
         else
-            err = names_a_function(route) ? function_name_check(str_of(name), &e) : peer_name_check(name, &e);
+            err = names_a_function(route) ? function_name_check(str_of(name), &e)
+                                          : peer_name_check(name, &e);
     }
     if (err == ERR_OK)
         route->handler(api->cp, x, name);
@@ -412,7 +413,8 @@ static void answer_no_route(struct api *api, struct http_exchange *x, bool path_
     }
 }
 
-/* What can be said by one that does not lead; it carries connections to the one that does, where there is one. */
+/* What can be said by one that does not lead; it carries connections to the one that does, where
+ * there is one. */
 static void answer_standing(struct http_exchange *x, struct str path)
 {
     if (str_equal(path, STR("/healthz")) || str_equal(path, STR("/health")))
@@ -427,7 +429,9 @@ static void answer_standing(struct http_exchange *x, struct str path)
 static bool on_connection(int fd, void *user)
 {
     struct api *api = user;
-    const char *address = api->cp->leads || api->cp->leadership == NULL ? "" : leadership_api_address(api->cp->leadership);
+    const char *address = api->cp->leads || api->cp->leadership == NULL
+                              ? ""
+                              : leadership_api_address(api->cp->leadership);
     if (address[0] == '\0')
         return false;
     relays_add(api->relays, fd, address);
@@ -468,7 +472,8 @@ static void on_request(struct http_exchange *x, void *user)
 
 enum err api_new(struct control_plane *cp, struct api **ret_api, struct error *e)
 {
-    static const struct http_server_callbacks callbacks = {.on_request = on_request, .on_connection = on_connection};
+    static const struct http_server_callbacks callbacks = {.on_request = on_request,
+                                                           .on_connection = on_connection};
     struct api *api = mem_new(sizeof(*api));
     api->cp = cp;
     api->relays = relays_new(cp->loop);

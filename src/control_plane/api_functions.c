@@ -46,8 +46,8 @@ static json_t *exit_to_json(const struct last_exit *exit)
         return json_null();
     text_of_time(exit->at_ms, at, sizeof(at));
     snprintf(sandbox, sizeof(sandbox), "%016" PRIx64, exit->sandbox_id);
-    json_t *json = json_pack("{s:s, s:I, s:s, s:s}", "reason", failure_code(exit->reason), "version",
-                             (json_int_t)exit->version, "sandbox", sandbox, "at", at);
+    json_t *json = json_pack("{s:s, s:I, s:s, s:s}", "reason", failure_code(exit->reason),
+                             "version", (json_int_t)exit->version, "sandbox", sandbox, "at", at);
     if (exit->reason == GONE_EXITED)
         json_object_set_new(json, "exit_code", json_integer(exit->exit_code));
     if (exit->reason == GONE_SIGNALED)
@@ -153,7 +153,8 @@ static void on_change_known(struct links_sync *sync)
     if (call->change.outcome == CHANGE_DELETED) {
         answer_json(call->x, 200, json_pack("{s:s, s:b}", "name", call->name, "deleted", 1));
     } else if (f == NULL) {
-        answer_error_status(call->x, 409, err_name(ERR_CONFLICT), "the function was deleted at once", NULL);
+        answer_error_status(call->x, 409, err_name(ERR_CONFLICT),
+                            "the function was deleted at once", NULL);
     } else {
         answer_function(call, f);
         return;
@@ -249,7 +250,8 @@ static void on_spread(struct copies_spread *spread, enum err err, const struct e
     }
     if (err == ERR_OK)
         answer_json(call->x, 200,
-                    json_pack("{s:s, s:I}", "digest", call->change.digest, "bytes", (json_int_t)call->code_bytes));
+                    json_pack("{s:s, s:I}", "digest", call->change.digest, "bytes",
+                              (json_int_t)call->code_bytes));
     else
         answer_error(call->x, err, e);
     call_free(call);

@@ -9,18 +9,18 @@
 /* One request being served. Made by the router, freed by whoever answers it last. */
 struct call {
     struct control_plane *cp;
-    struct http_exchange *x; /* NULL: the client went away */
+    struct http_exchange *x;                /* NULL: the client went away */
     char name[FUNCTION_NAME_BYTES_MAX + 1]; /* NAME of the path, checked; or "" */
-    uint64_t wait_ms;        /* 0: answer at once */
+    uint64_t wait_ms;                       /* 0: answer at once */
     struct change change;
-    bool changing;           /* `change` is with the registry */
-    json_t *json;            /* body, as the change needs it */
-    bool plain;              /* the original's registration: answers are text */
+    bool changing; /* `change` is with the registry */
+    json_t *json;  /* body, as the change needs it */
+    bool plain;    /* the original's registration: answers are text */
     bool stage;
     struct upload *upload;
     struct copies_spread spread; /* of what was uploaded */
     uint64_t code_bytes;
-    struct links_sync sync;  /* until data planes know of the change */
+    struct links_sync sync; /* until data planes know of the change */
     /* waiting for a version */
     struct list wait_node;
     struct loop_timer wait_timer;
@@ -46,7 +46,7 @@ struct api {
     struct control_plane *cp;
     struct http_server *server;
     struct relays *relays; /* of clients that came while another led */
-    struct list waits; /* struct call */
+    struct list waits;     /* struct call */
     uint64_t requests;
 };
 /* Answers the call when its version is ready or has failed, or its time is up. */
@@ -55,14 +55,16 @@ void wait_begin(struct api *api, struct call *call);
 /* ---- handlers ---- */
 typedef void api_handler(struct control_plane *cp, struct http_exchange *x, const char *name);
 api_handler handle_functions_list, handle_function_get, handle_function_put, handle_function_patch,
-    handle_function_delete, handle_code_put, handle_logs_get, handle_workers_list, handle_worker_get, handle_worker_patch, handle_worker_delete, handle_data_plane_delete,
+    handle_function_delete, handle_code_put, handle_logs_get, handle_workers_list,
+    handle_worker_get, handle_worker_patch, handle_worker_delete, handle_data_plane_delete,
     handle_data_planes_list, handle_sandboxes_list, handle_status, handle_healthz, handle_readyz,
     handle_metrics, handle_check, handle_registration;
 
 /* ---- shared pieces ---- */
 json_t *function_to_json(const struct control_plane *cp, const struct function *f, bool with_spec);
 void text_of_time(uint64_t wall_ms, char *ret_text, size_t bytes); /* RFC 3339, UTC */
-/* A query value, decoded; "" when it is not there. Wrong encoding and more than `bytes` are refused. */
+/* A query value, decoded; "" when it is not there. Wrong encoding and more than `bytes` are
+ * refused. */
 must_check enum err query_get(const struct http_exchange *x, const char *name, char *ret_text,
                               size_t bytes, struct error *e);
 /* `json` from bytes that may be no UTF-8: what is none becomes '?'. */

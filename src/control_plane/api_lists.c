@@ -1,6 +1,6 @@
 /* api_lists.c - workers, data planes, sandboxes, status, health, metrics. */
-#include "control_plane/api_internal.h"
 #include "base/log.h"
+#include "control_plane/api_internal.h"
 #include "control_plane/blobs.h"
 #include "control_plane/leadership.h"
 #include <stdio.h>
@@ -66,7 +66,8 @@ void handle_worker_get(struct control_plane *cp, struct http_exchange *x, const 
     if (worker_find(cp, name, &v))
         answer_json(x, 200, worker_to_json(cp, &v));
     else
-        answer_error_status(x, 404, err_name(ERR_NOT_FOUND), "there is no worker of this name", "name");
+        answer_error_status(x, 404, err_name(ERR_NOT_FOUND), "there is no worker of this name",
+                            "name");
 }
 
 struct peer_call { /* one change by an operator */
@@ -86,7 +87,8 @@ static void on_peer_changed(struct links_change *change, enum err err, const str
     else if (call->x != NULL)
         answer_json(call->x, 200, json_pack("{s:s}", "name", change->name));
     if (err == ERR_OK)
-        log_info(change->is_worker ? "worker.changed" : "data_plane.changed", LOG_STR("name", change->name),
+        log_info(change->is_worker ? "worker.changed" : "data_plane.changed",
+                 LOG_STR("name", change->name),
                  LOG_STR("to", change->remove ? "removed" : worker_use_name(change->use)));
     free(call);
 }
@@ -100,8 +102,8 @@ static void on_peer_client_gone(struct http_exchange *x, void *user)
         call->x = NULL;
 }
 
-static struct peer_call *peer_call_new(struct control_plane *cp, struct http_exchange *x, const char *name,
-                                       bool is_worker)
+static struct peer_call *peer_call_new(struct control_plane *cp, struct http_exchange *x,
+                                       const char *name, bool is_worker)
 {
     struct peer_call *call = mem_new(sizeof(*call));
     call->cp = cp;
@@ -113,7 +115,8 @@ static struct peer_call *peer_call_new(struct control_plane *cp, struct http_exc
     return call;
 }
 
-static void peer_remove(struct control_plane *cp, struct http_exchange *x, const char *name, bool is_worker)
+static void peer_remove(struct control_plane *cp, struct http_exchange *x, const char *name,
+                        bool is_worker)
 {
     struct peer_call *call = peer_call_new(cp, x, name, is_worker);
     call->change.remove = true;
@@ -141,16 +144,19 @@ static enum err read_use(struct str body, enum worker_use *ret_use, struct error
     json_object_foreach(json, key, value)
     {
         if (err == ERR_OK && strcmp(key, "use") != 0)
-            err = error_field(e, ERR_INVALID, key, "there is no field '%.64s'; the one there is is \"use\"", key);
+            err = error_field(e, ERR_INVALID, key,
+                              "there is no field '%.64s'; the one there is is \"use\"", key);
         use = json_string_value(value);
     }
     if (err == ERR_OK && (use == NULL || !worker_use_find(use, ret_use)))
-        err = error_field(e, ERR_INVALID, "use", "use must be \"all\", \"cordoned\" or \"draining\"");
+        err =
+            error_field(e, ERR_INVALID, "use", "use must be \"all\", \"cordoned\" or \"draining\"");
     json_decref(json);
     return err;
 }
 
-static void on_worker_body(struct http_exchange *x, void *user, enum err err, char *data, size_t bytes)
+static void on_worker_body(struct http_exchange *x, void *user, enum err err, char *data,
+                           size_t bytes)
 {
     struct peer_call *call = user;
     struct error e = {0};
@@ -323,12 +329,17 @@ const char *api_not_ready(const struct control_plane *cp)
 static json_t *control_planes_json(const struct control_plane *cp)
 {
     json_t *items = json_array();
-    struct member_view v = {.name = cp->name, .api_address = api_address(cp->api), .is_self = true, .up = true, .leads = true};
+    struct member_view v = {.name = cp->name,
+                            .api_address = api_address(cp->api),
+                            .is_self = true,
+                            .up = true,
+                            .leads = true};
     size_t cursor = 0;
     bool more = cp->leadership == NULL || leadership_member_next(cp->leadership, &cursor, &v);
     while (more) {
-        json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:b}", "name", v.name, "api", v.api_address, "state",
-                                               v.up ? "alive" : "dead", "leads", v.leads));
+        json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:b}", "name", v.name, "api",
+                                               v.api_address, "state", v.up ? "alive" : "dead",
+                                               "leads", v.leads));
         more = cp->leadership != NULL && leadership_member_next(cp->leadership, &cursor, &v);
     }
     return items;
@@ -363,8 +374,10 @@ void handle_status(struct control_plane *cp, struct http_exchange *x, const char
                         json_pack("{s:I, s:I}", "archives", (json_int_t)n.code_archives, "bytes",
                                   (json_int_t)n.code_bytes));
     json_object_set_new(json, "leader", json_string(cp->name));
-    json_object_set_new(json, "store", json_pack("{s:s, s:b}", "kind", cp->settings.store, "reached",
-                                                 cp->leadership == NULL || leadership_store_reached(cp->leadership)));
+    json_object_set_new(
+        json, "store",
+        json_pack("{s:s, s:b}", "kind", cp->settings.store, "reached",
+                  cp->leadership == NULL || leadership_store_reached(cp->leadership)));
     json_object_set_new(json, "control_planes", control_planes_json(cp));
     answer_json(x, 200, json);
 }

@@ -1,8 +1,10 @@
-/* blobs.h - uploaded code, content-addressed: <directory>/<64 hex> for each archive. Loop thread only.
+/* blobs.h - uploaded code, content-addressed: <directory>/<64 hex> for each archive. Loop thread
+ * only.
  *
- * An upload is written to a temporary file and hashed on the way. Then a child process without rights makes it
- * durable and reads it through (worker/unpack.h); only what passed gets its name. Leftovers of earlier runs are swept at
- * start. What no function uses goes `staged_for_ms` after it was last asked for. */
+ * An upload is written to a temporary file and hashed on the way. Then a child process without
+ * rights makes it durable and reads it through (worker/unpack.h); only what passed gets its name.
+ * Leftovers of earlier runs are swept at start. What no function uses goes `staged_for_ms` after it
+ * was last asked for. */
 #pragma once
 #include "base/base.h"
 #include "function/function.h"
@@ -27,7 +29,8 @@ void blobs_collect(struct blobs *b, bool (*is_used)(void *user, const char *dige
 must_check enum err upload_begin(struct blobs *b, struct upload **ret_upload, struct error *e);
 /* ERR_TOO_LARGE above CODE_ARCHIVE_BYTES_MAX, ERR_NO_SPACE. */
 must_check enum err upload_write(struct upload *u, const void *data, size_t bytes, struct error *e);
-/* All is there: checks it in the background and tells the end once. The upload is freed after it. */
+/* All is there: checks it in the background and tells the end once. The upload is freed after it.
+ */
 typedef void upload_on_done(void *user, enum err err, const char *digest, uint64_t bytes,
                             const struct error *e);
 void upload_finish(struct upload *u, upload_on_done *on_done, void *user);

@@ -200,8 +200,8 @@ static void on_tidy(struct loop_timer *timer)
 
 /* ---- loading ---- */
 
-enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value,
-                           struct error *e)
+enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id,
+                           const char *value, struct error *e)
 {
     struct function_record function;
     struct peer_record peer;
@@ -254,7 +254,8 @@ void shell_refused(struct control_plane *cp, uint64_t epoch)
     if (cp->leadership != NULL)
         leadership_refused(cp->leadership, epoch);
     else
-        shell_succeeded(cp, epoch, "a worker or data plane has orders of it: is there another control plane?");
+        shell_succeeded(cp, epoch,
+                        "a worker or data plane has orders of it: is there another control plane?");
 }
 
 uint64_t shell_epoch_seen(const struct control_plane *cp)
@@ -331,13 +332,16 @@ static enum err check_settings(const struct control_plane_settings *s, enum log_
         return error_field(e, ERR_USAGE, "reconnect_grace",
                            "--reconnect-grace and --reconstruction must be at most 10m");
     if (strcmp(s->store, "sqlite") != 0 && strcmp(s->store, "etcd") != 0)
-        return error_field(e, ERR_USAGE, "store", "--store must be sqlite or etcd, and is '%s'", s->store);
+        return error_field(e, ERR_USAGE, "store", "--store must be sqlite or etcd, and is '%s'",
+                           s->store);
     if (strcmp(s->store, "etcd") == 0 && s->etcd[0] == '\0')
-        return error_field(e, ERR_USAGE, "etcd", "--store etcd needs --etcd with the addresses of its members");
+        return error_field(e, ERR_USAGE, "etcd",
+                           "--store etcd needs --etcd with the addresses of its members");
     if (strcmp(s->store, "sqlite") == 0 && (s->etcd[0] != '\0' || s->peers[0] != '\0'))
-        return error_field(e, ERR_USAGE, s->etcd[0] != '\0' ? "etcd" : "peers",
-                           "--%s is for several control planes, which share an etcd: say --store etcd",
-                           s->etcd[0] != '\0' ? "etcd" : "peers");
+        return error_field(
+            e, ERR_USAGE, s->etcd[0] != '\0' ? "etcd" : "peers",
+            "--%s is for several control planes, which share an etcd: say --store etcd",
+            s->etcd[0] != '\0' ? "etcd" : "peers");
     if (s->code_staged_for < 10000)
         return error_field(e, ERR_USAGE, "code_staged_for",
                            "--code-staged-for must be at least 10s");

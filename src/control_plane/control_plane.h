@@ -1,4 +1,5 @@
-/* control_plane.h - the program: API, autoscaler, placement and health of a cluster, in one process. */
+/* control_plane.h - the program: API, autoscaler, placement and health of a cluster, in one
+ * process. */
 #pragma once
 
 /* argv[0] is the subcommand's name. Returns the exit code. */

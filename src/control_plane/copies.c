@@ -35,7 +35,9 @@ static void spread_end(struct copies_spread *s, enum err err)
     struct error e = {0};
     copies_spread_cancel(s);
     if (err != ERR_OK)
-        (void)error_set(&e, err, "the code could not be copied to a majority of the control planes within %u s: too few are reached",
+        (void)error_set(&e, err,
+                        "the code could not be copied to a majority of the control planes within "
+                        "%u s: too few are reached",
                         COPIES_SPREAD_MS / 1000);
     s->on_done(s, err, &e);
 }
@@ -71,7 +73,8 @@ void copies_spread(struct copies *c, const char *digest, struct copies_spread *s
     (void)snprintf(s->digest, sizeof(s->digest), "%s", digest);
     list_push_back(&c->spreads, &s->node);
     loop_timer_init(&s->timer, on_spread_timeout);
-    loop_timer_start(c->cp->loop, &s->timer, loop_now_ns(c->cp->loop) + COPIES_SPREAD_MS * NS_PER_MS);
+    loop_timer_start(c->cp->loop, &s->timer,
+                     loop_now_ns(c->cp->loop) + COPIES_SPREAD_MS * NS_PER_MS);
     for (uint32_t i = 0; i < members_count(c->cp->members); i++)
         if (i != members_self(c->cp->members))
             offer(c, i, digest);
@@ -118,14 +121,16 @@ static void fetch_end(struct fetch *f)
     free(f);
 }
 
-static void on_fetched(void *user, enum err err, const char *digest, uint64_t bytes, const struct error *e)
+static void on_fetched(void *user, enum err err, const char *digest, uint64_t bytes,
+                       const struct error *e)
 {
     struct fetch *f = user;
     f->upload = NULL;
     if (err != ERR_OK)
         log_warn("code.not_copied", LOG_STR("digest", f->digest), LOG_STR("why", e->text));
     else if (strcmp(digest, f->digest) != 0)
-        log_warn("code.not_copied", LOG_STR("digest", f->digest), LOG_STR("why", "what came has another digest"));
+        log_warn("code.not_copied", LOG_STR("digest", f->digest),
+                 LOG_STR("why", "what came has another digest"));
     else {
         log_info("code.copied", LOG_STR("digest", digest), LOG_U64("bytes", bytes));
         tell_kept(f->copies, f->member, digest);
@@ -146,7 +151,8 @@ static struct fetch *fetch_find(const struct copies *c, const char *digest)
 static void fetch_begin(struct copies *c, uint32_t member, const char *digest)
 {
     struct error e = {0};
-    if (strlen(digest) > CODE_DIGEST_BYTES || fetch_find(c, digest) != NULL || c->fetch_count >= FETCHES_MAX)
+    if (strlen(digest) > CODE_DIGEST_BYTES || fetch_find(c, digest) != NULL ||
+        c->fetch_count >= FETCHES_MAX)
         return; /* offered or looked for again */
     struct fetch *f = mem_new(sizeof(*f));
     f->copies = c;
@@ -172,8 +178,9 @@ void copies_chunk(struct copies *c, uint32_t member, const Dirigent__BlobChunk *
         return;
     f->heard_ns = loop_now_ns(c->cp->loop);
     enum err err = chunk->error[0] != '\0' ? error_set(&e, ERR_NOT_FOUND, "%s", chunk->error)
-                   : chunk->offset != f->offset ? error_set(&e, ERR_PROTOCOL, "a piece came out of order")
-                                                : upload_write(f->upload, chunk->data.data, chunk->data.len, &e);
+                   : chunk->offset != f->offset
+                       ? error_set(&e, ERR_PROTOCOL, "a piece came out of order")
+                       : upload_write(f->upload, chunk->data.data, chunk->data.len, &e);
     if (err != ERR_OK) {
         log_warn("code.not_copied", LOG_STR("digest", f->digest), LOG_STR("why", e.text));
         fetch_end(f);
@@ -233,7 +240,8 @@ static void on_look(struct loop_timer *timer)
         if (!f->finishing && now_ns - f->heard_ns > SILENT_MS * NS_PER_MS)
             fetch_end(f);
     }
-    for (struct function *f; c->cp->members != NULL && (f = registry_next(c->cp->registry, &cursor)) != NULL;) {
+    for (struct function *f;
+         c->cp->members != NULL && (f = registry_next(c->cp->registry, &cursor)) != NULL;) {
         if (c->fetch_count >= FETCHES_MAX)
             break;
         want(c, f->record.latest.code_digest);

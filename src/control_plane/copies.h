@@ -1,6 +1,7 @@
-/* copies.h - code that was uploaded to one control plane, on the others too: an upload is answered when a majority has it, so
- * that no function loses its code with a machine. Who lacks the code of a registered function asks the others for it.
- * Loop thread only. Without other control planes there is nothing to do. */
+/* copies.h - code that was uploaded to one control plane, on the others too: an upload is answered
+ * when a majority has it, so that no function loses its code with a machine. Who lacks the code of
+ * a registered function asks the others for it. Loop thread only. Without other control planes
+ * there is nothing to do. */
 #pragma once
 #include "control_plane/members.h"
 
@@ -8,8 +9,9 @@ struct copies;
 struct copies *copies_new(struct control_plane *cp);
 void copies_free(struct copies *c); /* blobs still there */
 
-/* Calls on_done when a majority of the control planes has the code: ERR_OK. ERR_EMPTY: not within COPIES_SPREAD_MS. It may do
- * so before it returns. Zeroed before; copies_spread_cancel() at any time. */
+/* Calls on_done when a majority of the control planes has the code: ERR_OK. ERR_EMPTY: not within
+ * COPIES_SPREAD_MS. It may do so before it returns. Zeroed before; copies_spread_cancel() at any
+ * time. */
 #define COPIES_SPREAD_MS 10000u
 struct copies_spread {
     void (*on_done)(struct copies_spread *spread, enum err err, const struct error *e);

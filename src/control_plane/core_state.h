@@ -125,7 +125,7 @@ struct core_sandbox {
 struct data_plane {
     uint64_t id, heard_ms;
     bool used, alive, awaited, snapshot_owed;
-    struct due due;  /* when its absence becomes its death */
+    struct due due;   /* when its absence becomes its death */
     struct map loads; /* sandbox id -> (void *)(requests in flight), not 0 */
 };
 

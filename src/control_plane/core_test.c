@@ -1,4 +1,5 @@
-/* core_test.c - placement against a full scorer, the autoscaler's golden steps, and the core step by step. */
+/* core_test.c - placement against a full scorer, the autoscaler's golden steps, and the core step
+ * by step. */
 #include "control_plane/autoscaler.h"
 #include "control_plane/core.h"
 #include "control_plane/placement.h"
@@ -9,16 +10,23 @@
 
 TEST(scores_are_those_of_kubernetes)
 {
-    /* 10 cores and 10 GiB; with the request 6 cores and 7.6 GiB are reserved: (40 + 24) / 2; 1 - |0.6 - 0.76| / 2 */
-    struct room r = {.cpu_milli = 10000, .memory_bytes = 10000, .cpu_reserved_milli = 5000, .memory_reserved_bytes = 6600, .slots = 10};
+    /* 10 cores and 10 GiB; with the request 6 cores and 7.6 GiB are reserved: (40 + 24) / 2; 1 -
+     * |0.6 - 0.76| / 2 */
+    struct room r = {.cpu_milli = 10000,
+                     .memory_bytes = 10000,
+                     .cpu_reserved_milli = 5000,
+                     .memory_reserved_bytes = 6600,
+                     .slots = 10};
     CHECK_EQ(placement_score_least_allocated(&r, 1000, 1000), 32);
     CHECK_EQ(placement_score_balanced(&r, 1000, 1000), 92);
     struct room full = {.cpu_milli = 1000, .memory_bytes = 1000, .slots = 1};
-    CHECK_EQ(placement_score_least_allocated(&full, 2000, 500), 25); /* more than there is counts as none left */
+    CHECK_EQ(placement_score_least_allocated(&full, 2000, 500),
+             25); /* more than there is counts as none left */
 }
 
 #define WORKERS 60
-/* Whatever is reserved and released: never more than there is, never a worker that is out, always one when one fits. */
+/* Whatever is reserved and released: never more than there is, never a worker that is out, always
+ * one when one fits. */
 PROPERTY(placement_never_overcommits_and_finds_room_when_there_is_some)
 {
     struct placement *p = placement_new();
@@ -30,8 +38,10 @@ PROPERTY(placement_never_overcommits_and_finds_room_when_there_is_some)
     } placed[400];
     size_t count = 0;
     for (int i = 0; i < WORKERS; i++) {
-        rooms[i] = (struct room){.cpu_milli = 1000 + (uint32_t)rng_below(rng, 4000), .memory_bytes = (1 + rng_below(rng, 8)) * MIB * 256,
-                                 .slots = 1 + (uint32_t)rng_below(rng, 10), .place = UINT32_MAX};
+        rooms[i] = (struct room){.cpu_milli = 1000 + (uint32_t)rng_below(rng, 4000),
+                                 .memory_bytes = (1 + rng_below(rng, 8)) * MIB * 256,
+                                 .slots = 1 + (uint32_t)rng_below(rng, 10),
+                                 .place = UINT32_MAX};
         placement_add(p, &rooms[i]);
     }
     for (int step = 0; step < 600; step++) {
@@ -39,7 +49,9 @@ PROPERTY(placement_never_overcommits_and_finds_room_when_there_is_some)
         if (what < 6 && count < ARRAY_COUNT(placed)) {
             uint32_t cpu = (uint32_t)rng_below(rng, 2000);
             uint64_t memory = rng_below(rng, 1024) * MIB;
-            struct room *r = placement_choose(p, (enum placement_policy)rng_below(rng, PLACEMENT_COUNT), cpu, memory, NULL, 0, rng);
+            struct room *r =
+                placement_choose(p, (enum placement_policy)rng_below(rng, PLACEMENT_COUNT), cpu,
+                                 memory, NULL, 0, rng);
             bool any = false;
             for (int i = 0; i < WORKERS; i++)
                 any |= placement_has(&rooms[i]) && room_fits(&rooms[i], cpu, memory);
@@ -63,7 +75,8 @@ PROPERTY(placement_never_overcommits_and_finds_room_when_there_is_some)
                 placement_add(p, r);
         }
         for (int i = 0; i < WORKERS; i++)
-            CHECK(rooms[i].slots_used <= rooms[i].slots && rooms[i].cpu_reserved_milli <= rooms[i].cpu_milli &&
+            CHECK(rooms[i].slots_used <= rooms[i].slots &&
+                  rooms[i].cpu_reserved_milli <= rooms[i].cpu_milli &&
                   rooms[i].memory_reserved_bytes <= rooms[i].memory_bytes);
     }
     placement_free(p);
@@ -75,7 +88,8 @@ PROPERTY(balanced_spreads_as_a_full_scorer_would)
     struct placement *p = placement_new();
     struct room rooms[WORKERS];
     for (int i = 0; i < WORKERS; i++) {
-        rooms[i] = (struct room){.cpu_milli = 10000, .memory_bytes = 10 * GIB, .slots = 1000, .place = UINT32_MAX};
+        rooms[i] = (struct room){
+            .cpu_milli = 10000, .memory_bytes = 10 * GIB, .slots = 1000, .place = UINT32_MAX};
         placement_add(p, &rooms[i]);
     }
     for (int i = 0; i < WORKERS * 10; i++) {
@@ -84,7 +98,8 @@ PROPERTY(balanced_spreads_as_a_full_scorer_would)
         placement_reserve(p, r, 100, 100 * MIB);
     }
     for (int i = 0; i < WORKERS; i++)
-        CHECK(rooms[i].slots_used >= 7 && rooms[i].slots_used <= 13); /* a full scorer gives 10 to each */
+        CHECK(rooms[i].slots_used >= 7 &&
+              rooms[i].slots_used <= 13); /* a full scorer gives 10 to each */
     placement_free(p);
 }
 
@@ -168,7 +183,11 @@ static void step(struct world *w, const struct control_event *e)
 static struct world world_new(void)
 {
     struct world w = {.now_ms = 1000};
-    struct control_options options = {.seed = 1, .epoch = 7, .peer_dead_after_ms = 2000, .reconnect_grace_ms = 5000, .reconstruction_ms = 10000};
+    struct control_options options = {.seed = 1,
+                                      .epoch = 7,
+                                      .peer_dead_after_ms = 2000,
+                                      .reconnect_grace_ms = 5000,
+                                      .reconstruction_ms = 10000};
     w.core = control_new(&options);
     return w;
 }
@@ -179,7 +198,8 @@ static void world_done(struct world *w)
     control_orders_done(&w->orders);
 }
 
-static void worker_up(struct world *w, uint64_t id, const struct sandbox_report *sandboxes, size_t count)
+static void worker_up(struct world *w, uint64_t id, const struct sandbox_report *sandboxes,
+                      size_t count)
 {
     struct control_event e = {.kind = EVENT_WORKER_UP};
     e.worker.worker_id = id;
@@ -199,7 +219,8 @@ static void data_plane_up(struct world *w, uint64_t id)
     step(w, &e);
 }
 
-static void function_put(struct world *w, uint64_t id, uint32_t version, uint32_t min, uint32_t max, bool probe)
+static void function_put(struct world *w, uint64_t id, uint32_t version, uint32_t min, uint32_t max,
+                         bool probe)
 {
     struct function_spec spec;
     struct control_event e = {.kind = EVENT_FUNCTION_PUT};
@@ -215,7 +236,8 @@ static void function_put(struct world *w, uint64_t id, uint32_t version, uint32_
     function_spec_done(&spec);
 }
 
-static void demand(struct world *w, uint64_t data_plane, uint64_t function, uint32_t in_flight, uint32_t waiting)
+static void demand(struct world *w, uint64_t data_plane, uint64_t function, uint32_t in_flight,
+                   uint32_t waiting)
 {
     struct control_event e = {.kind = EVENT_DEMAND};
     e.demand.data_plane_id = data_plane;
@@ -242,11 +264,17 @@ static struct control_order *find_order(const struct world *w, enum order_kind k
     return NULL;
 }
 
-static void report(struct world *w, uint64_t worker, uint64_t sandbox, uint64_t function, uint32_t version, enum sandbox_state state, enum gone_reason reason)
+static void report(struct world *w, uint64_t worker, uint64_t sandbox, uint64_t function,
+                   uint32_t version, enum sandbox_state state, enum gone_reason reason)
 {
     struct control_event e = {.kind = EVENT_SANDBOX};
     e.sandbox.worker_id = worker;
-    e.sandbox.report = (struct sandbox_report){.sandbox_id = sandbox, .function_id = function, .version = version, .state = state, .reason = reason, .exit_code = 3,
+    e.sandbox.report = (struct sandbox_report){.sandbox_id = sandbox,
+                                               .function_id = function,
+                                               .version = version,
+                                               .state = state,
+                                               .reason = reason,
+                                               .exit_code = 3,
                                                .last_output = {"boom\n", 5}};
     strcpy(e.sandbox.report.address.direct, "10.0.0.4:8080");
     step(w, &e);
@@ -417,16 +445,18 @@ TEST(a_worker_that_comes_back_keeps_what_it_has_and_loses_what_nobody_knows)
     worker_up(&w, 1, NULL, 0);
     data_plane_up(&w, 9);
     function_put(&w, 5, 1, 2, 8, false);
-    uint64_t a = w.orders.items[w.orders.count - 2].sandbox_id, b = w.orders.items[w.orders.count - 1].sandbox_id;
+    uint64_t a = w.orders.items[w.orders.count - 2].sandbox_id,
+             b = w.orders.items[w.orders.count - 1].sandbox_id;
     report(&w, 1, a, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
     report(&w, 1, b, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
     struct control_event closed = {.kind = EVENT_WORKER_CLOSED};
     closed.worker.worker_id = 1;
     step(&w, &closed);
     CHECK_EQ(w.orders.count, 0); /* suspected: nothing is given up yet */
-    struct sandbox_report has[] = {{.sandbox_id = a, .function_id = 5, .version = 1, .state = SANDBOX_READY},
-                                   {.sandbox_id = 77, .function_id = 5, .version = 1, .state = SANDBOX_READY},
-                                   {.sandbox_id = 78, .function_id = 6, .version = 1, .state = SANDBOX_READY}};
+    struct sandbox_report has[] = {
+        {.sandbox_id = a, .function_id = 5, .version = 1, .state = SANDBOX_READY},
+        {.sandbox_id = 77, .function_id = 5, .version = 1, .state = SANDBOX_READY},
+        {.sandbox_id = 78, .function_id = 6, .version = 1, .state = SANDBOX_READY}};
     worker_up(&w, 1, has, 3);
     struct sandbox_view v;
     CHECK(control_sandbox(w.core, a, &v) && v.state == SANDBOX_READY);
@@ -518,7 +548,8 @@ TEST(after_a_start_nothing_is_decided_before_the_known_workers_have_spoken)
     function_put(&w, 5, 1, 1, 8, false);
     CHECK_EQ(count_orders(&w, ORDER_START), 0);
     CHECK_EQ(control_awaited_workers(w.core), 1);
-    struct sandbox_report has = {.sandbox_id = 3, .function_id = 5, .version = 1, .state = SANDBOX_READY};
+    struct sandbox_report has = {
+        .sandbox_id = 3, .function_id = 5, .version = 1, .state = SANDBOX_READY};
     worker_up(&w, 1, &has, 1);
     CHECK_EQ(count_orders(&w, ORDER_START), 0); /* what is wanted is there: not counted twice */
     CHECK_EQ(control_awaited_workers(w.core), 0);

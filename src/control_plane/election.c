@@ -24,13 +24,13 @@ struct election {
     uint32_t leader;
     bool store_known, store_reached;
     uint64_t store_lost_ms; /* since when; 0: reached */
-    uint64_t vacant_ms;   /* since when the leader is known to be dead; 0: it is not */
-    uint64_t suspect_ms;  /* since when it is silent; 0: it is not */
-    uint64_t agreed_ms;   /* since when a majority agrees; 0: it does not */
+    uint64_t vacant_ms;     /* since when the leader is known to be dead; 0: it is not */
+    uint64_t suspect_ms;    /* since when it is silent; 0: it is not */
+    uint64_t agreed_ms;     /* since when a majority agrees; 0: it does not */
     uint64_t asked_ms, retry_ms;
-    uint64_t changed_ms;  /* when the last replacement on suspicion was seen */
+    uint64_t changed_ms; /* when the last replacement on suspicion was seen */
     uint32_t backoff_ms;
-    bool was_suspected;   /* the leader before */
+    bool was_suspected; /* the leader before */
     struct member members[ELECTION_MEMBERS_MAX];
     struct election_orders *orders;
 };
@@ -80,7 +80,8 @@ static void suspicion_end(struct election *e)
 static void step_down(struct election *e, const char *why)
 {
     if (e->role != LEADING)
-        return; /* of one that is taking the epoch the store decides: that may be its own which others saw first */
+        return; /* of one that is taking the epoch the store decides: that may be its own which
+                   others saw first */
     order(e, ELECTION_STEP_DOWN)->why = why;
     e->role = STEPPED_DOWN;
 }
@@ -91,9 +92,11 @@ static void epoch_seen(struct election *e, uint64_t epoch, uint32_t leader)
     if (epoch < e->epoch)
         return;
     if (epoch > e->epoch) {
-        if (e->suspect_ms != 0 || e->was_suspected) { /* replaced on suspicion, by us or by others */
+        if (e->suspect_ms != 0 ||
+            e->was_suspected) { /* replaced on suspicion, by us or by others */
             bool calm = e->changed_ms == 0 || e->now_ms - e->changed_ms > CALM_MS;
-            e->backoff_ms = calm ? ELECTION_TENURE_MS : MIN(e->backoff_ms * 2, ELECTION_BACKOFF_MS_MAX);
+            e->backoff_ms =
+                calm ? ELECTION_TENURE_MS : MIN(e->backoff_ms * 2, ELECTION_BACKOFF_MS_MAX);
             e->changed_ms = later_ms(e);
         }
         e->was_suspected = false;
@@ -130,8 +133,8 @@ static void ask_all(struct election *e)
 static bool answered(const struct election *e, uint32_t i, bool hears_it)
 {
     const struct member *m = &e->members[i];
-    return i != e->self && i != e->leader && m->up && m->answer_ms != 0 && e->now_ms - m->answer_ms < ANSWER_MS &&
-           m->hears == hears_it;
+    return i != e->self && i != e->leader && m->up && m->answer_ms != 0 &&
+           e->now_ms - m->answer_ms < ANSWER_MS && m->hears == hears_it;
 }
 
 /* Whether enough agree, for long enough, that the leader is to be replaced now. */
@@ -146,7 +149,8 @@ static bool suspicion_look(struct election *e)
         veto += answered(e, i, true);
     }
     bool damped = e->changed_ms != 0 && e->now_ms - e->changed_ms < e->backoff_ms;
-    bool agreed = deaf > e->count / 2, long_enough = e->now_ms - e->suspect_ms >= ELECTION_TENURE_MS;
+    bool agreed = deaf > e->count / 2,
+         long_enough = e->now_ms - e->suspect_ms >= ELECTION_TENURE_MS;
     if (veto > 0 || damped || (!agreed && !long_enough)) {
         e->agreed_ms = 0;
         return false;
@@ -177,7 +181,8 @@ static void follow_look(struct election *e)
     if (e->epoch == 0 && e->vacant_ms == 0) /* a new cluster */
         e->vacant_ms = later_ms(e);
     if (e->vacant_ms != 0) {
-        uint64_t since_ms = e->epoch == 0 ? MAX(e->vacant_ms, e->started_ms + ELECTION_SILENCE_MS) : e->vacant_ms;
+        uint64_t since_ms =
+            e->epoch == 0 ? MAX(e->vacant_ms, e->started_ms + ELECTION_SILENCE_MS) : e->vacant_ms;
         if (e->now_ms >= since_ms + position(e) * ELECTION_RANK_MS)
             take(e);
         return;
@@ -237,7 +242,8 @@ static void answer(struct election *e, const struct election_event *event)
     struct election_order *o = order(e, ELECTION_ANSWER);
     o->member = event->member;
     o->epoch = event->epoch;
-    o->hears = e->role == LEADING || event->epoch < e->epoch || (event->epoch == e->epoch && hears_leader(e));
+    o->hears = e->role == LEADING || event->epoch < e->epoch ||
+               (event->epoch == e->epoch && hears_leader(e));
 }
 
 static void take_event(struct election *e, const struct election_event *event)
@@ -270,7 +276,9 @@ static void take_event(struct election *e, const struct election_event *event)
         epoch_seen(e, event->epoch, event->member);
         break;
     case ELECTION_STORE_REACHED:
-        e->store_lost_ms = event->reaches_store ? 0 : e->store_lost_ms != 0 ? e->store_lost_ms : later_ms(e);
+        e->store_lost_ms = event->reaches_store    ? 0
+                           : e->store_lost_ms != 0 ? e->store_lost_ms
+                                                   : later_ms(e);
         break;
     case ELECTION_TAKEN:
         epoch_seen(e, event->epoch, e->self);
@@ -297,7 +305,8 @@ static void take_event(struct election *e, const struct election_event *event)
     }
 }
 
-void election_step(struct election *e, const struct election_event *event, uint64_t now_ms, struct election_orders *ret_orders)
+void election_step(struct election *e, const struct election_event *event, uint64_t now_ms,
+                   struct election_orders *ret_orders)
 {
     ret_orders->count = 0;
     e->orders = ret_orders;

@@ -1,5 +1,6 @@
-/* election_test.c - each rule as a short script, then whole clusters on a virtual clock with a store that lets one take each
- * epoch: members that die, restart and stand still, links that are cut in one or both directions, a store that is away. */
+/* election_test.c - each rule as a short script, then whole clusters on a virtual clock with a
+ * store that lets one take each epoch: members that die, restart and stand still, links that are
+ * cut in one or both directions, a store that is away. */
 #include "control_plane/election.h"
 #include "test.h"
 #include <stdlib.h>
@@ -33,7 +34,8 @@ static void pass(struct script *s, uint64_t ms, unsigned beating, uint32_t leade
         s->now_ms += 10;
         for (uint32_t i = 0; i < 3; i++)
             if ((beating & 1u << i) != 0)
-                step(s, EVENT(.kind = ELECTION_HEARD, .member = i, .epoch = epoch, .leads = i == leader, .reaches_store = true));
+                step(s, EVENT(.kind = ELECTION_HEARD, .member = i, .epoch = epoch,
+                              .leads = i == leader, .reaches_store = true));
         step(s, EVENT(.kind = ELECTION_TICK));
     }
 }
@@ -111,7 +113,8 @@ TEST(what_is_asked_is_answered_by_what_is_heard)
 {
     struct script s = follower_of(0, 2);
     step(&s, EVENT(.kind = ELECTION_ASKED, .member = 1, .epoch = 5));
-    CHECK(s.orders.count == 1 && s.orders.items[0].kind == ELECTION_ANSWER && s.orders.items[0].hears);
+    CHECK(s.orders.count == 1 && s.orders.items[0].kind == ELECTION_ANSWER &&
+          s.orders.items[0].hears);
     pass(&s, ELECTION_SILENCE_MS + 20, 2, ELECTION_NOBODY, 5);
     step(&s, EVENT(.kind = ELECTION_ASKED, .member = 1, .epoch = 5));
     bool found = false;
@@ -177,7 +180,8 @@ TEST(after_a_replacement_on_suspicion_the_next_waits)
 {
     struct script s = follower_of(0, 2);
     pass(&s, ELECTION_SILENCE_MS + 30, 2, ELECTION_NOBODY, 5);
-    step(&s, EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = 6, .member = 1)); /* the other was faster */
+    step(&s,
+         EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = 6, .member = 1)); /* the other was faster */
     pass(&s, 300, 2, 1, 6);
     unsigned takes = s.takes;
     for (int i = 0; i < 150; i++) { /* the new one falls silent, too, and 2 does not hear it */
@@ -252,7 +256,8 @@ struct sim {
 static void sim_fail(struct sim *s, const char *what)
 {
     if (s->failures++ == 0)
-        test_fail(__FILE__, __LINE__, "at %llu ms of %u members: %s", (unsigned long long)s->now_ms, s->count, what);
+        test_fail(__FILE__, __LINE__, "at %llu ms of %u members: %s", (unsigned long long)s->now_ms,
+                  s->count, what);
 }
 
 static void sim_send(struct sim *s, uint32_t from, uint32_t to, struct election_event event)
@@ -260,7 +265,8 @@ static void sim_send(struct sim *s, uint32_t from, uint32_t to, struct election_
     event.member = from;
     if (s->cut[from][to] || !s->members[to].alive || s->message_count == MESSAGES_MAX)
         return;
-    s->messages[s->message_count++] = (struct message){s->now_ms + 1 + (s->no_damage ? 0 : rng_below(s->rng, 3)), from, to, event};
+    s->messages[s->message_count++] = (struct message){
+        s->now_ms + 1 + (s->no_damage ? 0 : rng_below(s->rng, 3)), from, to, event};
 }
 
 static void sim_step(struct sim *s, uint32_t i, struct election_event event);
@@ -273,7 +279,8 @@ static void sim_orders(struct sim *s, uint32_t i, const struct election_orders *
         if (o->kind == ELECTION_ASK)
             sim_send(s, i, o->member, EVENT(.kind = ELECTION_ASKED, .epoch = o->epoch));
         else if (o->kind == ELECTION_ANSWER)
-            sim_send(s, i, o->member, EVENT(.kind = ELECTION_ANSWERED, .epoch = o->epoch, .hears = o->hears));
+            sim_send(s, i, o->member,
+                     EVENT(.kind = ELECTION_ANSWERED, .epoch = o->epoch, .hears = o->hears));
         else if (o->kind == ELECTION_TAKE) {
             m->take_done_ms = s->now_ms + CAS_MS;
             m->take_epoch = election_epoch(m->e) + 1;
@@ -282,10 +289,12 @@ static void sim_orders(struct sim *s, uint32_t i, const struct election_orders *
                 sim_fail(s, "one leads under an epoch that is not its own");
             m->epoch_led = o->epoch;
             if (getenv("SIM_TRACE") != NULL)
-                printf("# %llu member %u leads under %llu\n", (unsigned long long)s->now_ms, i, (unsigned long long)o->epoch);
+                printf("# %llu member %u leads under %llu\n", (unsigned long long)s->now_ms, i,
+                       (unsigned long long)o->epoch);
         } else {
             if (getenv("SIM_TRACE") != NULL)
-                printf("# %llu member %u steps down: %s\n", (unsigned long long)s->now_ms, i, o->why);
+                printf("# %llu member %u steps down: %s\n", (unsigned long long)s->now_ms, i,
+                       o->why);
             m->epoch_led = 0;
         }
     }
@@ -301,15 +310,17 @@ static void sim_step(struct sim *s, uint32_t i, struct election_event event)
 static void sim_start(struct sim *s, uint32_t i)
 {
     struct sim_member *m = &s->members[i];
-    *m = (struct sim_member){.e = election_new(i, s->count, s->now_ms), .alive = true, .lives = m->lives + 1};
+    *m = (struct sim_member){
+        .e = election_new(i, s->count, s->now_ms), .alive = true, .lives = m->lives + 1};
     for (uint32_t j = 0; j < s->count; j++)
         if (j != i && s->members[j].alive && !s->cut[i][j] && !s->cut[j][i]) {
             sim_step(s, i, EVENT(.kind = ELECTION_PEER_UP, .member = j));
             sim_send(s, i, j, EVENT(.kind = ELECTION_PEER_UP));
         }
     if (!m->store_cut)
-        sim_step(s, i, EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = s->store_epoch,
-                             .member = s->store_epoch > 0 ? s->store_leader : ELECTION_NOBODY));
+        sim_step(s, i,
+                 EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = s->store_epoch,
+                       .member = s->store_epoch > 0 ? s->store_leader : ELECTION_NOBODY));
 }
 
 static void sim_kill(struct sim *s, uint32_t i)
@@ -339,7 +350,9 @@ static void sim_store(struct sim *s, uint32_t i)
         s->changes++;
         for (uint32_t j = 0; j < s->count; j++)
             if (s->members[j].alive && !s->members[j].store_cut)
-                sim_send(s, i, j, EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = s->store_epoch)); /* from = its leader */
+                sim_send(s, i, j,
+                         EVENT(.kind = ELECTION_STORE_EPOCH,
+                               .epoch = s->store_epoch)); /* from = its leader */
         sim_step(s, i, EVENT(.kind = ELECTION_TAKEN, .epoch = s->store_epoch));
     }
 }
@@ -367,16 +380,18 @@ static void sim_member_turn(struct sim *s, uint32_t i)
         m->told_store_cut = m->store_cut;
         sim_step(s, i, EVENT(.kind = ELECTION_STORE_REACHED, .reaches_store = !m->store_cut));
         if (!m->store_cut)
-            sim_step(s, i, EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = s->store_epoch,
-                                 .member = s->store_epoch > 0 ? s->store_leader : ELECTION_NOBODY));
+            sim_step(s, i,
+                     EVENT(.kind = ELECTION_STORE_EPOCH, .epoch = s->store_epoch,
+                           .member = s->store_epoch > 0 ? s->store_leader : ELECTION_NOBODY));
     }
     sim_store(s, i);
     if (s->now_ms >= m->beat_ms) {
         m->beat_ms = s->now_ms + BEAT_MS;
         for (uint32_t j = 0; j < s->count; j++)
             if (j != i)
-                sim_send(s, i, j, EVENT(.kind = ELECTION_HEARD, .epoch = election_epoch(m->e), .leads = election_leads(m->e),
-                                        .reaches_store = !m->store_cut));
+                sim_send(s, i, j,
+                         EVENT(.kind = ELECTION_HEARD, .epoch = election_epoch(m->e),
+                               .leads = election_leads(m->e), .reaches_store = !m->store_cut));
     }
     if (s->now_ms >= election_due_ms(m->e))
         sim_step(s, i, EVENT(.kind = ELECTION_TICK));
@@ -404,7 +419,8 @@ static void sim_ms(struct sim *s)
         sim_restart_stepped(s, i, led[i]);
     }
     for (uint32_t i = 0; i < s->count; i++)
-        valid += s->members[i].alive && s->members[i].epoch_led == s->store_epoch && s->store_epoch > 0;
+        valid +=
+            s->members[i].alive && s->members[i].epoch_led == s->store_epoch && s->store_epoch > 0;
     if (valid > 1)
         sim_fail(s, "two lead under one epoch");
 }
@@ -499,7 +515,8 @@ PROPERTY(one_leads_in_the_end_and_never_two_under_one_epoch)
     sim_heal(s);
     sim_run(s, ELECTION_BACKOFF_MS_MAX + 2000); /* damped at worst */
     if (sim_leaders(s) != 1)
-        sim_fail(s, sim_leaders(s) == 0 ? "nobody leads after the faults" : "several lead after the faults");
+        sim_fail(s, sim_leaders(s) == 0 ? "nobody leads after the faults"
+                                        : "several lead after the faults");
     unsigned changes = s->changes;
     sim_run(s, 5000);
     if (s->changes != changes)
@@ -571,8 +588,9 @@ TEST(how_long_it_takes_from_a_kill_to_the_next_leader)
         sim_run(s, 500);
     }
     qsort(took, KILLS, sizeof(took[0]), compare_numbers);
-    printf("# from kill to lead, with %u ms for the store and 1 ms for a link: p50 %d ms, p99 %d ms\n", CAS_MS, took[KILLS / 2],
-           took[KILLS * 99 / 100]);
+    printf(
+        "# from kill to lead, with %u ms for the store and 1 ms for a link: p50 %d ms, p99 %d ms\n",
+        CAS_MS, took[KILLS / 2], took[KILLS * 99 / 100]);
     CHECK(took[KILLS - 1] < 100);
     sim_end(s);
     free(s);

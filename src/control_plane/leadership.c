@@ -1,4 +1,5 @@
-/* leadership.c - translates: what the store and the members say becomes events of the election, its orders become calls. */
+/* leadership.c - translates: what the store and the members say becomes events of the election, its
+ * orders become calls. */
 #include "control_plane/leadership.h"
 #include "base/log.h"
 #include "control_plane/copies.h"
@@ -71,7 +72,8 @@ static void step(struct leadership *l, struct election_event event)
     for (size_t i = 0; i < orders.count; i++)
         carry_out(l, &orders.items[i]);
     if (l->members != NULL)
-        members_say(l->members, election_epoch(l->election), election_leads(l->election), l->reached);
+        members_say(l->members, election_epoch(l->election), election_leads(l->election),
+                    l->reached);
     arm(l);
 }
 
@@ -105,7 +107,8 @@ static void on_member_beat(void *user, uint32_t member, const Dirigent__MemberBe
     if (beat->ask != 0)
         STEP(l, .kind = ELECTION_ASKED, .member = member, .epoch = beat->ask);
     if (beat->answer != 0)
-        STEP(l, .kind = ELECTION_ANSWERED, .member = member, .epoch = beat->answer, .hears = beat->hears);
+        STEP(l, .kind = ELECTION_ANSWERED, .member = member, .epoch = beat->answer,
+             .hears = beat->hears);
     if (!l->closed)
         copies_beat(l->cp->copies, member, beat);
 }
@@ -148,16 +151,19 @@ static void on_epoch(void *user, uint64_t epoch, const char *leader)
     if (l->synced)
         STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = epoch, .member = member_of(l, leader));
     else
-        STEP(l, .kind = ELECTION_REFUSED, .epoch = epoch, .member = ELECTION_NOBODY); /* not yet in a position to lead */
+        STEP(l, .kind = ELECTION_REFUSED, .epoch = epoch,
+             .member = ELECTION_NOBODY); /* not yet in a position to lead */
 }
 
 static void on_synced(void *user)
 {
     struct leadership *l = user;
     l->synced = true;
-    log_info("control_plane.stands_by", LOG_STR("name", l->cp->name), LOG_U64("functions", registry_count(l->cp->registry)),
+    log_info("control_plane.stands_by", LOG_STR("name", l->cp->name),
+             LOG_U64("functions", registry_count(l->cp->registry)),
              LOG_U64("epoch", election_epoch(l->election)));
-    STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = election_epoch(l->election), .member = election_leader(l->election));
+    STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = election_epoch(l->election),
+         .member = election_leader(l->election));
 }
 
 static void on_reached(void *user, bool reached, const char *why)
@@ -171,7 +177,8 @@ static void on_reached(void *user, bool reached, const char *why)
     STEP(l, .kind = ELECTION_STORE_REACHED, .member = ELECTION_NOBODY, .reaches_store = reached);
 }
 
-static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id, const struct error *e)
+static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
+                     const struct error *e)
 {
     struct leadership *l = user;
     if (err == ERR_OK) {
@@ -181,7 +188,8 @@ static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
         return;
     }
     log_warn("control_plane.not_taken", LOG_STR("why", e->text));
-    STEP(l, .kind = err == ERR_STALE ? ELECTION_TAKE_REFUSED : ELECTION_TAKE_FAILED, .member = ELECTION_NOBODY);
+    STEP(l, .kind = err == ERR_STALE ? ELECTION_TAKE_REFUSED : ELECTION_TAKE_FAILED,
+         .member = ELECTION_NOBODY);
 }
 
 static void on_lost(void *user, enum err err, const char *why)
@@ -195,7 +203,8 @@ static void on_lost(void *user, enum err err, const char *why)
 enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct control_plane *cp),
                           struct leadership **ret_leadership, struct error *e)
 {
-    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_beat, on_member_chunk};
+    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_beat,
+                                                      on_member_chunk};
     struct leadership *l = mem_new(sizeof(*l));
     uint32_t self = 0, count = 1;
     enum err err = ERR_OK;
@@ -211,7 +220,8 @@ enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct contr
     }
     if (err == ERR_OK)
         l->election = election_new(self, count, now_ms(l));
-    const struct store_follower follower = {l, on_record, on_epoch, on_synced, on_reached, on_taken, on_lost};
+    const struct store_follower follower = {l,          on_record, on_epoch, on_synced,
+                                            on_reached, on_taken,  on_lost};
     cp->members = l->members;
     *ret_leadership = l;
     if (err == ERR_OK)
@@ -269,7 +279,8 @@ bool leadership_member_next(const struct leadership *l, size_t *cursor, struct m
     bool is_self = l->members == NULL || i == members_self(l->members);
     *ret = (struct member_view){
         .name = l->members != NULL ? members_name(l->members, i) : l->cp->name,
-        .api_address = l->members != NULL ? members_api_address(l->members, i) : l->cp->settings.api,
+        .api_address =
+            l->members != NULL ? members_api_address(l->members, i) : l->cp->settings.api,
         .is_self = is_self,
         .up = l->members == NULL || members_is_up(l->members, i),
         .leads = is_self ? election_leads(l->election) : election_leader(l->election) == i,

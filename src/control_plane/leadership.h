@@ -1,18 +1,21 @@
-/* leadership.h - one of several control planes: follows the store, knows the others (members.h), stands by, and leads when the
- * election (election.h) says so. Loop thread only.
+/* leadership.h - one of several control planes: follows the store, knows the others (members.h),
+ * stands by, and leads when the election (election.h) says so. Loop thread only.
  *
- * Life: leadership_start() → told all records → standing by → leads → (steps down: the program starts anew, to stand by).
- * A control plane that has the embedded store has none of this: it leads from its start. */
+ * Life: leadership_start() → told all records → standing by → leads → (steps down: the program
+ * starts anew, to stand by). A control plane that has the embedded store has none of this: it leads
+ * from its start. */
 #pragma once
 #include "control_plane/shell.h"
 
 struct leadership; /* opaque */
 
-/* The store is open; begins to follow it. `on_lead` is told once, when cp->epoch and cp->next_id are set and all records are
- * known; the control plane leads when it returns. */
-must_check enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct control_plane *cp),
+/* The store is open; begins to follow it. `on_lead` is told once, when cp->epoch and cp->next_id
+ * are set and all records are known; the control plane leads when it returns. */
+must_check enum err leadership_start(struct control_plane *cp,
+                                     void (*on_lead)(struct control_plane *cp),
                                      struct leadership **ret_leadership, struct error *e);
-void leadership_free(struct leadership *l); /* after store_stop() and a turn of the loop; NULL does nothing */
+void leadership_free(
+    struct leadership *l); /* after store_stop() and a turn of the loop; NULL does nothing */
 void leadership_close(struct leadership *l); /* before: no more members; NULL does nothing */
 
 /* Somebody has orders of a newer epoch. */
@@ -26,6 +29,7 @@ struct member_view {
     const char *name, *api_address;
     bool is_self, up, leads;
 };
-bool leadership_member_next(const struct leadership *l, size_t *cursor, struct member_view *ret); /* *cursor starts at 0 */
+bool leadership_member_next(const struct leadership *l, size_t *cursor,
+                            struct member_view *ret); /* *cursor starts at 0 */
 bool leadership_suspects(const struct leadership *l);
 bool leadership_store_reached(const struct leadership *l);

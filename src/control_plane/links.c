@@ -32,7 +32,7 @@ enum peer_state {
     PEER_NEW,
     PEER_STANDING, /* we do not lead; its name is known, no more */
     PEER_ASKED,    /* as new: its whole Hello was asked for */
-    PEER_MEMBER, /* another control plane: members.h has it */
+    PEER_MEMBER,   /* another control plane: members.h has it */
     PEER_STORING,
     PEER_UP,
     PEER_CLOSING
@@ -64,9 +64,9 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct loop_deferred flush;
     uint64_t sequence, heard_told_ns;
     uint64_t sync_asked, synced; /* data plane */
-    struct map prepared;  /* worker: versions whose spec it has; key version_key() */
-    struct map in_flight; /* data plane: sandbox id → requests + 1 */
-    struct map drains;    /* data plane: sandbox id → number of the message that tells it to drain */
+    struct map prepared;         /* worker: versions whose spec it has; key version_key() */
+    struct map in_flight;        /* data plane: sandbox id → requests + 1 */
+    struct map drains; /* data plane: sandbox id → number of the message that tells it to drain */
     struct list transfers;
     struct loop_timer pump;
     struct worker_load load; /* worker */
@@ -76,7 +76,8 @@ struct links {
     struct loop_listener listener;
     char address[64];
     struct list peers;     /* struct peer: all connections */
-    struct list planes;    /* struct peer: data planes that are up; workers are thousands, and these are told everything */
+    struct list planes;    /* struct peer: data planes that are up; workers are thousands, and these
+                              are told everything */
     struct map known;      /* id → struct known */
     struct strmap by_name; /* "worker/NAME" or "data-plane/NAME" → struct known */
     struct map placed;     /* sandbox → struct placed */
@@ -149,8 +150,8 @@ void links_tell_core(struct links *l)
     size_t cursor = 0;
     struct known *k;
     while ((k = map_next(&l->known, &cursor)) != NULL) {
-        struct control_event event = {.kind =
-                                          k->is_worker ? EVENT_WORKER_KNOWN : EVENT_DATA_PLANE_KNOWN};
+        struct control_event event = {.kind = k->is_worker ? EVENT_WORKER_KNOWN
+                                                           : EVENT_DATA_PLANE_KNOWN};
         if (k->is_worker) {
             event.worker.worker_id = k->record.id;
             event.worker.name = k->record.name;
@@ -701,9 +702,8 @@ static void note_exit(struct links *l, const struct sandbox_report *report)
     free(map_remove(&l->placed, report->sandbox_id));
     if (f == NULL || report->reason == GONE_STOPPED)
         return;
-    f->last_exit =
-        (struct last_exit){report->sandbox_id, clock_real_ms(),   report->version,
-                           report->reason,     report->exit_code, report->signal};
+    f->last_exit = (struct last_exit){report->sandbox_id, clock_real_ms(),   report->version,
+                                      report->reason,     report->exit_code, report->signal};
 }
 
 static void take_sandbox_change(struct peer *p, const Dirigent__SandboxStatus *m)
@@ -824,7 +824,8 @@ static void refuse(struct peer *p, const char *why)
     Dirigent__Welcome welcome = DIRIGENT__WELCOME__INIT;
     log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("why", why));
     welcome.refused = (char *)why;
-    m.epoch = shell_epoch_seen(p->links->cp); /* or it would be taken for an order of an old leader */
+    m.epoch =
+        shell_epoch_seen(p->links->cp); /* or it would be taken for an order of an old leader */
     m.welcome = &welcome;
     link_send(p->link, &m.base);
     p->state = PEER_CLOSING;
@@ -866,7 +867,8 @@ static const char *objection(const struct links *l, const Dirigent__Hello *h)
     if (h->cluster[0] != '\0' && cluster[0] != '\0' && strcmp(h->cluster, cluster) != 0)
         return "it belongs to another cluster";
     if (h->role == DIRIGENT__ROLE__ROLE_CONTROL_PLANE)
-        return l->cp->members != NULL ? NULL : "this control plane was told of no other one (--peers)";
+        return l->cp->members != NULL ? NULL
+                                      : "this control plane was told of no other one (--peers)";
     if (h->role != DIRIGENT__ROLE__ROLE_WORKER && h->role != DIRIGENT__ROLE__ROLE_DATA_PLANE)
         return "its role is neither worker nor data plane";
     if (!is_peer_name(h->name))
@@ -1100,7 +1102,8 @@ static void take_hello(struct peer *p, Dirigent__ToControlPlane *m)
     const char *why = objection(l, m->hello);
     if (why == NULL && is_being_stored(l, m->hello))
         why = "another connection with its name is being registered: try again";
-    if (why == NULL && l->cp->leads && m->hello->role != DIRIGENT__ROLE__ROLE_CONTROL_PLANE && !m->hello->standing) {
+    if (why == NULL && l->cp->leads && m->hello->role != DIRIGENT__ROLE__ROLE_CONTROL_PLANE &&
+        !m->hello->standing) {
         take_whole_hello(p, m);
         return;
     }
@@ -1142,7 +1145,8 @@ static void take_whole_hello(struct peer *p, Dirigent__ToControlPlane *m)
 
 static void tell_removed(struct links *l, const struct known *k)
 {
-    struct control_event event = {.kind = k->is_worker ? EVENT_WORKER_REMOVED : EVENT_DATA_PLANE_REMOVED};
+    struct control_event event = {.kind = k->is_worker ? EVENT_WORKER_REMOVED
+                                                       : EVENT_DATA_PLANE_REMOVED};
     if (k->is_worker)
         event.worker.worker_id = k->record.id;
     else
@@ -1181,17 +1185,19 @@ static void on_change_stored(struct store_write *write, enum err err, const stru
 }
 
 /* Of a worker that nobody drained, sandboxes would be lost. */
-static enum err check_change(struct links *l, const struct links_change *change, const struct known *k, struct error *e)
+static enum err check_change(struct links *l, const struct links_change *change,
+                             const struct known *k, struct error *e)
 {
     if (k == NULL)
-        return error_field(e, ERR_NOT_FOUND, "name", "there is no %s '%s'", change->is_worker ? "worker" : "data plane",
-                           change->name);
+        return error_field(e, ERR_NOT_FOUND, "name", "there is no %s '%s'",
+                           change->is_worker ? "worker" : "data plane", change->name);
     if (k->changing || (k->peer != NULL && k->peer->write.value != NULL))
-        return error_field(e, ERR_CONFLICT, "name", "'%s' is being changed: try again", change->name);
+        return error_field(e, ERR_CONFLICT, "name", "'%s' is being changed: try again",
+                           change->name);
     if (change->remove && k->peer != NULL)
-        return error_field(e, ERR_CONFLICT, "name",
-                           "%s '%s' is connected: stop it first%s", change->is_worker ? "worker" : "data plane",
-                           change->name, change->is_worker ? " (after `dirigent worker drain`)" : "");
+        return error_field(e, ERR_CONFLICT, "name", "%s '%s' is connected: stop it first%s",
+                           change->is_worker ? "worker" : "data plane", change->name,
+                           change->is_worker ? " (after `dirigent worker drain`)" : "");
     return ERR_OK;
 }
 
@@ -1274,8 +1280,7 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
     Dirigent__ToControlPlane *m = dirigent__to_control_plane__unpack(&allocator, bytes, data);
     if (m == NULL || m->hello != NULL)
         link_close(link, ERR_PROTOCOL, no_message);
-    else if (p->state == PEER_MEMBER)
-    {
+    else if (p->state == PEER_MEMBER) {
         members_message(p->links->cp->members, link, m);
         for (size_t i = 0; i < m->n_blob_gets; i++)
             begin_transfer(p, m->blob_gets[i]->digest);

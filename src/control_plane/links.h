@@ -1,8 +1,9 @@
-/* links.h - the cluster protocol's server: workers and data planes that dial us. Their messages become
- * events of the core, the core's orders become messages, one per peer and turn. Loop thread only.
+/* links.h - the cluster protocol's server: workers and data planes that dial us. Their messages
+ * become events of the core, the core's orders become messages, one per peer and turn. Loop thread
+ * only.
  *
- * Life of a peer: connection → Hello → (stored, when it is new or its address is) → Welcome → up → closed. A new
- * connection with the name of one that is up replaces it. */
+ * Life of a peer: connection → Hello → (stored, when it is new or its address is) → Welcome → up →
+ * closed. A new connection with the name of one that is up replaces it. */
 #pragma once
 #include "control_plane/records.h"
 #include "control_plane/shell.h"
@@ -28,8 +29,9 @@ void links_free(struct links *l);
 /* Carries out an order that is for workers or data planes. */
 void links_order(struct links *l, const struct control_order *order);
 
-/* Calls on_done when every data plane that is up has said that what it was told until now is in force, or after
- * LINKS_SYNC_MS. It may do so before it returns. Zeroed before; links_sync_cancel() at any time. */
+/* Calls on_done when every data plane that is up has said that what it was told until now is in
+ * force, or after LINKS_SYNC_MS. It may do so before it returns. Zeroed before; links_sync_cancel()
+ * at any time. */
 #define LINKS_SYNC_MS 2000u
 struct links_sync {
     void (*on_done)(struct links_sync *sync);
@@ -46,8 +48,9 @@ struct links_change { /* owned by the caller until on_done */
     bool is_worker, remove;
     char name[PEER_NAME_BYTES_MAX + 1];
     enum worker_use use; /* unless removed */
-    /* ERR_OK: stored, and the core knows. ERR_NOT_FOUND, ERR_CONFLICT (it is there or has sandboxes, or is being
-     * changed), or the store's. May be told before links_change() returns; may be freed here. */
+    /* ERR_OK: stored, and the core knows. ERR_NOT_FOUND, ERR_CONFLICT (it is there or has
+     * sandboxes, or is being changed), or the store's. May be told before links_change() returns;
+     * may be freed here. */
     void (*on_done)(struct links_change *change, enum err err, const struct error *e);
     struct links *links; /* the rest is links.c's */
     struct store_write write;
@@ -75,9 +78,9 @@ struct worker_load { /* as a worker last reported it */
 struct peer_view {
     const struct peer_record *record;
     bool is_worker, connected;
-    const char *software;  /* "" when not connected */
+    const char *software; /* "" when not connected */
     const char *peer_ip;
-    uint64_t heard_ms_ago; /* UINT64_MAX: not since we started */
+    uint64_t heard_ms_ago;   /* UINT64_MAX: not since we started */
     struct worker_load load; /* workers */
 };
 /* Iteration over known peers: *cursor starts at 0. */
@@ -85,5 +88,6 @@ bool links_peer_next(const struct links *l, size_t *cursor, struct peer_view *re
 bool links_peer(const struct links *l, uint64_t id, struct peer_view *ret);
 /* Requests a sandbox serves now, summed over the data planes. */
 uint32_t links_sandbox_in_flight(const struct links *l, uint64_t sandbox_id);
-/* "10.0.0.1:8080" by which a data plane is reached: its listen address, with a wildcard replaced. */
+/* "10.0.0.1:8080" by which a data plane is reached: its listen address, with a wildcard replaced.
+ */
 void links_public_address(const struct peer_view *v, char *ret_text, size_t bytes);

@@ -7,7 +7,8 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define SILENT_LINK_MS 5000u /* a connection that says nothing for so long is of no use: dial again */
+#define SILENT_LINK_MS \
+    5000u /* a connection that says nothing for so long is of no use: dial again */
 
 struct member {
     struct members *all;
@@ -60,7 +61,8 @@ static void send_beat(struct member *to, Dirigent__MemberBeat *beat)
     send_more(to, beat, NULL);
 }
 
-void members_send(struct members *m, uint32_t member, Dirigent__MemberBeat *beat, const char *digest)
+void members_send(struct members *m, uint32_t member, Dirigent__MemberBeat *beat,
+                  const char *digest)
 {
     send_more(&m->items[member], beat, digest);
 }
@@ -134,7 +136,8 @@ static void on_out_frame(struct link *link, void *user, const uint8_t *data, siz
     struct member *p = user;
     Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
     if (m != NULL && m->welcome != NULL && m->welcome->refused[0] != '\0')
-        log_error("member.refused_us", LOG_STR("member", p->name), LOG_STR("why", m->welcome->refused));
+        log_error("member.refused_us", LOG_STR("member", p->name),
+                  LOG_STR("why", m->welcome->refused));
     for (size_t i = 0; m != NULL && i < m->n_blob_chunks; i++)
         p->all->callbacks.on_chunk(p->all->user, index_of(p), m->blob_chunks[i]);
     if (m != NULL)
@@ -180,8 +183,9 @@ const char *members_accept(struct members *m, const Dirigent__Hello *hello, stru
     if (p == NULL)
         return "it is none of the control planes that this one was told of (--peers)";
     if (index_of(p) == m->self)
-        return hello->instance == m->instance ? "a control plane was told to be its own peer"
-                                              : "two control planes have this identity (--advertise)";
+        return hello->instance == m->instance
+                   ? "a control plane was told to be its own peer"
+                   : "two control planes have this identity (--advertise)";
     if (p->in != NULL && p->instance != hello->instance)
         return "another process with its identity is connected already";
     struct link *old = p->in;
@@ -230,13 +234,15 @@ static enum err add(struct members *m, struct str name, struct error *e)
 {
     struct member *p = &m->items[m->count];
     if (m->count == MEMBERS_MAX)
-        return error_field(e, ERR_USAGE, "peers", "--peers: more than %u control planes in all", MEMBERS_MAX);
+        return error_field(e, ERR_USAGE, "peers", "--peers: more than %u control planes in all",
+                           MEMBERS_MAX);
     if (name.bytes >= sizeof(p->name))
         return error_field(e, ERR_USAGE, "peers", "--peers: '%.*s' is too long", STR_ARG(name));
     (void)snprintf(p->name, sizeof(p->name), "%.*s", STR_ARG(name));
     for (uint32_t i = 0; i < m->count; i++)
         if (strcmp(m->items[i].name, p->name) == 0)
-            return error_field(e, ERR_USAGE, "peers", "--peers: %s is there twice, or is this control plane itself",
+            return error_field(e, ERR_USAGE, "peers",
+                               "--peers: %s is there twice, or is this control plane itself",
                                p->name);
     m->count++;
     return ERR_OK;
@@ -272,13 +278,14 @@ static enum err dial_all(struct members *m, struct error *e)
     enum err err = ERR_OK;
     for (uint32_t i = 0; i < m->count && err == ERR_OK; i++)
         if (i != m->self)
-            err = dialler_new(m->cp->loop, m->items[i].name, &callbacks, &m->items[i], &m->items[i].dialler, e);
+            err = dialler_new(m->cp->loop, m->items[i].name, &callbacks, &m->items[i],
+                              &m->items[i].dialler, e);
     return err;
 }
 
 enum err members_new(struct control_plane *cp, const char *own, const char *others,
-                     const struct member_callbacks *callbacks, void *user, struct members **ret_members,
-                     struct error *e)
+                     const struct member_callbacks *callbacks, void *user,
+                     struct members **ret_members, struct error *e)
 {
     struct members *m = mem_new(sizeof(*m));
     m->cp = cp;
@@ -286,10 +293,12 @@ enum err members_new(struct control_plane *cp, const char *own, const char *othe
     m->user = user;
     loop_timer_init(&m->beat, on_beat_timer);
     enum err err = add_all(m, own, others, e);
-    if (err == ERR_OK && getrandom(&m->instance, sizeof(m->instance), 0) != (ssize_t)sizeof(m->instance))
+    if (err == ERR_OK &&
+        getrandom(&m->instance, sizeof(m->instance), 0) != (ssize_t)sizeof(m->instance))
         err = error_errno(e, "get a random number");
     if (err == ERR_OK)
-        (void)snprintf(m->items[m->self].api_address, sizeof(m->items[m->self].api_address), "%s", cp->settings.api);
+        (void)snprintf(m->items[m->self].api_address, sizeof(m->items[m->self].api_address), "%s",
+                       cp->settings.api);
     if (err == ERR_OK)
         err = dial_all(m, e);
     if (err != ERR_OK) {

@@ -1,5 +1,5 @@
-/* outbox.h - what is to be told to one peer in this turn: collected, then sent as one message. Texts are
- * copied, since the core's orders live until its next step only. Loop thread only. */
+/* outbox.h - what is to be told to one peer in this turn: collected, then sent as one message.
+ * Texts are copied, since the core's orders live until its next step only. Loop thread only. */
 #pragma once
 #include "base/base.h"
 #include "wire/dirigent.pb-c.h"
@@ -33,11 +33,11 @@ struct outbox {
 };
 /* A new message in a list, initialised:
  * OUTBOX_ADD(o, starts, Dirigent__StartSandbox, DIRIGENT__START_SANDBOX__INIT) */
-#define OUTBOX_ADD(o, list, type, INIT)                                                            \
-    ({                                                                                             \
-        type *added_ = outbox_add((o), &(o)->list, sizeof(type));                                  \
-        *added_ = (type)INIT;                                                                      \
-        added_;                                                                                    \
+#define OUTBOX_ADD(o, list, type, INIT)                           \
+    ({                                                            \
+        type *added_ = outbox_add((o), &(o)->list, sizeof(type)); \
+        *added_ = (type)INIT;                                     \
+        added_;                                                   \
     })
 void *outbox_add(struct outbox *o, struct vector *v, size_t bytes);
 void outbox_add_number(struct number_vector *v, uint64_t number);

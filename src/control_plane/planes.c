@@ -152,7 +152,8 @@ static void draining_tell(struct control *c, struct data_plane *p, const struct 
 }
 
 /* Sandboxes that drain wait for its word no more; those for which `known` says so, do again. */
-static void words_awaited(struct control *c, struct data_plane *p, const struct control_event *known)
+static void words_awaited(struct control *c, struct data_plane *p,
+                          const struct control_event *known)
 {
     size_t cursor = 0;
     for (struct core_sandbox *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)

@@ -93,8 +93,9 @@ enum err function_record_read(uint64_t id, const char *text, struct function_rec
     return ERR_OK;
 }
 
-static const char *const worker_use_names[] = {
-    [WORKER_USE_ALL] = "all", [WORKER_USE_CORDONED] = "cordoned", [WORKER_USE_DRAINING] = "draining"};
+static const char *const worker_use_names[] = {[WORKER_USE_ALL] = "all",
+                                               [WORKER_USE_CORDONED] = "cordoned",
+                                               [WORKER_USE_DRAINING] = "draining"};
 
 const char *worker_use_name(enum worker_use use)
 {
@@ -133,15 +134,19 @@ enum err peer_record_read(uint64_t id, const char *text, struct peer_record *ret
     const char *address = json_string_value(json_object_get(json, "address"));
     const json_t *use = json_object_get(json, "use");
     struct peer_record record = {.id = id};
-    bool use_valid = use == NULL || (json_is_string(use) && worker_use_find(json_string_value(use), &record.use));
-    bool valid = use_valid && name != NULL && address != NULL && strlen(name) < sizeof(record.name) &&
-                 strlen(address) < sizeof(record.address);
+    bool use_valid = use == NULL ||
+                     (json_is_string(use) && worker_use_find(json_string_value(use), &record.use));
+    bool valid = use_valid && name != NULL && address != NULL &&
+                 strlen(name) < sizeof(record.name) && strlen(address) < sizeof(record.address);
     if (valid) {
         snprintf(record.name, sizeof(record.name), "%s", name);
         snprintf(record.address, sizeof(record.address), "%s", address);
         *ret_record = record;
     }
     json_decref(json);
-    return valid ? ERR_OK
-                 : error_set(e, ERR_CORRUPT, "the record of peer %" PRIu64 " has no name, or a use that is not known", id);
+    return valid
+               ? ERR_OK
+               : error_set(e, ERR_CORRUPT,
+                           "the record of peer %" PRIu64 " has no name, or a use that is not known",
+                           id);
 }

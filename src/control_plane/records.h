@@ -2,8 +2,8 @@
 #pragma once
 #include "control_plane/core.h"
 
-/* A registered function. `active` is the spec of the version that serves while a newer one is not proven;
- * it is there (has_active) only when active_version is neither 0 nor latest_version. */
+/* A registered function. `active` is the spec of the version that serves while a newer one is not
+ * proven; it is there (has_active) only when active_version is neither 0 nor latest_version. */
 struct function_record { /* owns its specs; function_record_done() */
     uint64_t id;
     uint32_t latest_version, active_version;

@@ -76,7 +76,11 @@ TEST(records_that_make_no_sense_are_damage)
 
 TEST(a_peer_record_reads_back_as_it_was)
 {
-    struct peer_record r = {.id = 3, .name = "worker-1", .address = "10.0.0.1", .use = WORKER_USE_DRAINING}, back = {0};
+    struct peer_record r = {.id = 3,
+                            .name = "worker-1",
+                            .address = "10.0.0.1",
+                            .use = WORKER_USE_DRAINING},
+                       back = {0};
     struct error e = {0};
     cleanup(free_pointer) char *text = peer_record_write(&r);
     CHECK_EQ(peer_record_read(3, text, &back, &e), ERR_OK);
@@ -84,7 +88,8 @@ TEST(a_peer_record_reads_back_as_it_was)
     CHECK_STR(back.address, r.address);
     CHECK_EQ(back.id, 3);
     CHECK_EQ(back.use, WORKER_USE_DRAINING);
-    CHECK_EQ(peer_record_read(3, "{\"name\":\"x\",\"address\":\"y\",\"use\":\"no\"}", &back, &e), ERR_CORRUPT);
+    CHECK_EQ(peer_record_read(3, "{\"name\":\"x\",\"address\":\"y\",\"use\":\"no\"}", &back, &e),
+             ERR_CORRUPT);
     CHECK_EQ(peer_record_read(3, "{\"name\":5}", &back, &e), ERR_CORRUPT);
     CHECK_EQ(peer_record_read(3, "{\"name\":\"x\"}", &back, &e), ERR_CORRUPT);
 }

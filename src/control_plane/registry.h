@@ -1,5 +1,5 @@
-/* registry.h - the registered functions, and the changes of them: checked, stored, then told to the core.
- * Loop thread only.
+/* registry.h - the registered functions, and the changes of them: checked, stored, then told to the
+ * core. Loop thread only.
  *
  * Changes of one name are carried out one after the other, in the order of their coming; changes of
  * different names wait for the disk together. Nothing is visible before it is stored. */
@@ -7,13 +7,14 @@
 #include "control_plane/records.h"
 #include "control_plane/shell.h"
 
-struct last_exit { /* how the newest sandbox that went by itself did so; version 0: none did since we started */
+struct last_exit { /* how the newest sandbox that went by itself did so; version 0: none did since
+                      we started */
     uint64_t sandbox_id, at_ms; /* wall clock */
     uint32_t version;
     enum gone_reason reason;
     int32_t exit_code, signal;
 };
-struct failure { /* why a version failed its trial */
+struct failure {      /* why a version failed its trial */
     uint32_t version; /* 0: none did */
     char code[48];
     char *message, *last_output;
@@ -23,7 +24,7 @@ struct function { /* owned by the registry */
     struct function_record record;
     struct last_exit last_exit;
     struct failure failure;
-    uint32_t proven;       /* the newest that the core said is active; 0: none since we started */
+    uint32_t proven;        /* the newest that the core said is active; 0: none since we started */
     bool is_active_unsaved; /* the record has it, the store not yet */
 };
 void function_note_failure(struct function *f, const struct control_order *order);
@@ -60,7 +61,8 @@ struct change { /* owned by the caller until on_done */
 
 struct registry *registry_new(struct control_plane *cp);
 void registry_free(struct registry *r);
-/* While the store is loaded, or followed: the record is taken, new or changed; the function is forgotten. */
+/* While the store is loaded, or followed: the record is taken, new or changed; the function is
+ * forgotten. */
 void registry_load(struct registry *r, struct function_record *record);
 void registry_drop(struct registry *r, uint64_t function_id);
 /* After the load: tells the core all of it. */
@@ -74,6 +76,7 @@ struct function *registry_get(const struct registry *r, uint64_t function_id);
 size_t registry_count(const struct registry *r);
 /* Iteration: *cursor starts at 0; NULL at the end. */
 struct function *registry_next(const struct registry *r, size_t *cursor);
-/* The spec of a version that may still be started; NULL: neither the newest nor the one that serves. */
+/* The spec of a version that may still be started; NULL: neither the newest nor the one that
+ * serves. */
 const struct function_spec *registry_version(const struct function *f, uint32_t version);
 bool registry_uses_code(const struct registry *r, const char *digest);

@@ -8,8 +8,9 @@
 #define CONNECT_TIMEOUT_MS 2000u
 #define RELAYS_MAX 1024u
 
-#define UNREACHABLE \
-    "{\"error\":{\"code\":\"no_leader\",\"message\":\"the control plane that leads cannot be reached now\"}}\n"
+#define UNREACHABLE                                                                            \
+    "{\"error\":{\"code\":\"no_leader\",\"message\":\"the control plane that leads cannot be " \
+    "reached now\"}}\n"
 
 struct side {
     struct relay *relay;
@@ -57,10 +58,11 @@ static void give_up(struct relay *r)
     if (r->closing)
         return;
     char answer[320];
-    int bytes = snprintf(answer, sizeof(answer),
-                         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-                         "Retry-After: 1\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n" UNREACHABLE,
-                         sizeof(UNREACHABLE) - 1);
+    int bytes =
+        snprintf(answer, sizeof(answer),
+                 "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+                 "Retry-After: 1\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n" UNREACHABLE,
+                 sizeof(UNREACHABLE) - 1);
     loop_stream_send(&r->client.stream, answer, (size_t)bytes);
     relay_close(r);
 }
@@ -132,7 +134,8 @@ static enum err dial(struct relay *r, const char *address, struct error *e)
     socklen_t bytes;
     enum err err = address_parse(address, &to, &bytes, e);
     if (err == ERR_OK)
-        err = loop_stream_connect(r->all->loop, &r->leader.stream, &callbacks, (struct sockaddr *)&to, bytes, NULL, e);
+        err = loop_stream_connect(r->all->loop, &r->leader.stream, &callbacks,
+                                  (struct sockaddr *)&to, bytes, NULL, e);
     r->leader.open = err == ERR_OK;
     return err;
 }

@@ -155,7 +155,8 @@ static bool is_hopeless(struct control *c, struct core_function *f, struct core_
 {
     if (c->now_ms < f->retry_at_ms) {
         bool is_room = failure_stands(f->failure) && f->failure->reason == GONE_NO_ROOM;
-        return failure_stands(f->failure) && !f->failure->has_served && (!is_room || f->backoff_ms >= PATIENCE_MS);
+        return failure_stands(f->failure) && !f->failure->has_served &&
+               (!is_room || f->backoff_ms >= PATIENCE_MS);
     }
     if (!f->starving || room_may_come(c))
         return false;
@@ -232,7 +233,8 @@ static void leave_some(struct control *c, struct core_function *f, const struct 
 /* Whether others could be started now; if not, they stay. */
 static bool may_start(const struct control *c, const struct core_function *f)
 {
-    return c->now_ms >= f->retry_at_ms && !core_awaits_anybody(c) && placement_count(c->placement) > 0;
+    return c->now_ms >= f->retry_at_ms && !core_awaits_anybody(c) &&
+           placement_count(c->placement) > 0;
 }
 
 static void leaving_look(struct control *c, struct core_function *f, const struct core_version *v)

@@ -34,7 +34,7 @@ struct control_plane {
     struct loop *loop;
     struct loop_signals signals;
     struct store *store;
-    bool leads; /* else: stands by, or has not yet begun */
+    bool leads;              /* else: stands by, or has not yet begun */
     uint64_t epoch, next_id; /* next_id: ids of functions, workers and data planes */
 
     struct control *core;
@@ -46,10 +46,10 @@ struct control_plane {
 
     struct registry *registry;
     struct links *links;
-    struct members *members; /* NULL: there is no other control plane */
+    struct members *members;       /* NULL: there is no other control plane */
     struct leadership *leadership; /* NULL: the embedded store, and no other */
-    const char *name;        /* of this control plane among the others */
-    bool again;              /* after the end: start anew, to stand by */
+    const char *name;              /* of this control plane among the others */
+    bool again;                    /* after the end: start anew, to stand by */
     struct blobs *blobs;
     struct copies *copies;
     struct log_requests *logs;
@@ -62,11 +62,12 @@ struct control_plane {
 /* Gives the event to the core and carries out what it orders. Not from within an order. */
 void shell_step(struct control_plane *cp, const struct control_event *event);
 /* What the store has, while it is loaded or followed; NULL: it was deleted. */
-must_check enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id, const char *value,
-                                      struct error *e);
+must_check enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint64_t id,
+                                      const char *value, struct error *e);
 /* The store cannot be used any more. */
 void shell_store_lost(struct control_plane *cp, enum err err, const char *why);
-/* Another leads, under a newer epoch: this one ends, and starts anew to stand by where there are several. */
+/* Another leads, under a newer epoch: this one ends, and starts anew to stand by where there are
+ * several. */
 void shell_succeeded(struct control_plane *cp, uint64_t epoch, const char *why);
 /* Somebody refused our orders, having seen that epoch. */
 void shell_refused(struct control_plane *cp, uint64_t epoch);

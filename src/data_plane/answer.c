@@ -102,8 +102,8 @@ static void write_connection(struct buf *out, const struct answer_frame *frame)
 void answer_write(struct buf *out, unsigned status, const char *content_type, struct str body,
                   const struct answer_frame *frame)
 {
-    buf_printf(out, "HTTP/1.1 %u %s\r\nDate: %.*s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n", status,
-               http_status_text(status), STR_ARG(frame->date), content_type, body.bytes);
+    buf_printf(out, "HTTP/1.1 %u %s\r\nDate: %.*s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n",
+               status, http_status_text(status), STR_ARG(frame->date), content_type, body.bytes);
     write_connection(out, frame);
     buf_append_str(out, frame->extra);
     buf_append_str(out, STR("\r\n"));
@@ -127,7 +127,8 @@ static void write_code(struct buf *out, struct str code)
     }
 }
 
-void answer_write_error(struct buf *out, const struct answer_error *error, const struct answer_frame *frame)
+void answer_write_error(struct buf *out, const struct answer_error *error,
+                        const struct answer_frame *frame)
 {
     cleanup(buf_done) struct buf body = {0}, extra = {0};
     buf_append_str(&body, STR("{\"error\":{\"code\":\""));

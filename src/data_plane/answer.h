@@ -24,12 +24,14 @@ struct answer_error {
     struct str last_output;   /* any bytes, or STR_NONE */
 };
 struct answer_frame {
-    bool head_only;  /* the request was HEAD */
+    bool head_only; /* the request was HEAD */
     bool keep_alive, client_is_1_0;
     struct str date, extra; /* as in struct head_answer */
 };
 /* Appends a whole answer, head and body. */
-void answer_write(struct buf *out, unsigned status, const char *content_type, struct str body, const struct answer_frame *frame);
-void answer_write_error(struct buf *out, const struct answer_error *error, const struct answer_frame *frame);
+void answer_write(struct buf *out, unsigned status, const char *content_type, struct str body,
+                  const struct answer_frame *frame);
+void answer_write_error(struct buf *out, const struct answer_error *error,
+                        const struct answer_frame *frame);
 /* Appends `text` as a JSON string with its quotes; bytes that are no UTF-8 become U+FFFD. */
 void answer_write_json_text(struct buf *out, struct str text);

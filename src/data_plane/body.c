@@ -1,5 +1,6 @@
-/* body.c - bodies on their way. What the kernel takes at once is not copied; what it does not take is copied once, into the
- * pending buffer of the stream, and then the source is paused until it has gone. */
+/* body.c - bodies on their way. What the kernel takes at once is not copied; what it does not take
+ * is copied once, into the pending buffer of the stream, and then the source is paused until it has
+ * gone. */
 #include "data_plane/proxy.h"
 
 #define PIECES_MAX 20 /* chunks in one write: each is a head, content, an end */
@@ -11,7 +12,8 @@ void body_begin(struct client *c, const struct http_request *r)
     c->body = r->body;
     c->body_left = r->body == HTTP_BODY_LENGTH ? r->content_length : 0;
     c->body_bytes = 0;
-    c->request_done = r->body == HTTP_BODY_NONE || (r->body == HTTP_BODY_LENGTH && r->content_length == 0);
+    c->request_done =
+        r->body == HTTP_BODY_NONE || (r->body == HTTP_BODY_LENGTH && r->content_length == 0);
     if (r->body == HTTP_BODY_CHUNKED) {
         http_chunked_done(&c->chunked);
         http_chunked_init(&c->chunked);
@@ -20,7 +22,8 @@ void body_begin(struct client *c, const struct http_request *r)
 
 static bool is_over_limit(struct client *c)
 {
-    return c->body_bytes > atomic_load_explicit(&c->route->route->request_body_bytes_max, memory_order_relaxed);
+    return c->body_bytes >
+           atomic_load_explicit(&c->route->route->request_body_bytes_max, memory_order_relaxed);
 }
 
 static void write_chunk_end(struct buf *out, const struct http_chunked *chunked)
@@ -31,7 +34,8 @@ static void write_chunk_end(struct buf *out, const struct http_chunked *chunked)
 }
 
 /* The content of chunks at `data` into `out`, in chunks again. */
-static enum err copy_chunks(struct client *c, struct buf *out, const char *data, size_t bytes, size_t *ret_used)
+static enum err copy_chunks(struct client *c, struct buf *out, const char *data, size_t bytes,
+                            size_t *ret_used)
 {
     enum err err = ERR_OK;
     size_t used = 0;
@@ -62,7 +66,8 @@ enum err body_take_small(struct client *c, const char *data, size_t bytes, size_
     if (c->request_done || bytes == 0)
         return ERR_OK;
     if (c->body == HTTP_BODY_CHUNKED)
-        return bytes > BODY_SMALL_BYTES_MAX ? ERR_OK : copy_chunks(c, &c->head, data, bytes, ret_used);
+        return bytes > BODY_SMALL_BYTES_MAX ? ERR_OK
+                                            : copy_chunks(c, &c->head, data, bytes, ret_used);
     size_t used = (size_t)MIN((uint64_t)bytes, c->body_left);
     if (used > BODY_SMALL_BYTES_MAX)
         return ERR_OK;
@@ -85,7 +90,8 @@ static size_t send_length(struct client *c, const char *data, size_t bytes)
     return used;
 }
 
-/* The writer of chunks: pieces point into the source, so nothing is copied but the lines around them. */
+/* The writer of chunks: pieces point into the source, so nothing is copied but the lines around
+ * them. */
 struct chunk_writer {
     struct iovec parts[PIECES_MAX * 3];
     char lines[PIECES_MAX][24];
@@ -156,7 +162,8 @@ size_t body_send(struct client *c, const char *data, size_t bytes)
 
 /* ---- of the answer ---- */
 
-/* The head, when there is one, leaves together with the first of the body; then it is none any more. */
+/* The head, when there is one, leaves together with the first of the body; then it is none any
+ * more. */
 static void send_with_head(struct client *c, struct str *head, struct iovec *parts, int count)
 {
     struct iovec all[PIECES_MAX * 3 + 2];
@@ -178,8 +185,9 @@ static void send_with_head(struct client *c, struct str *head, struct iovec *par
 static void answer_plain(struct client *c, struct str *head, struct str piece)
 {
     struct iovec part = {.iov_base = (void *)piece.data, .iov_len = piece.bytes};
-    if (head->bytes > 0 && piece.bytes <= 1024) { /* one copy of a little is cheaper than a vector */
-        struct buf *out = &c->thread->out;        /* where the head lies */
+    if (head->bytes > 0 &&
+        piece.bytes <= 1024) {             /* one copy of a little is cheaper than a vector */
+        struct buf *out = &c->thread->out; /* where the head lies */
         assert(out->data == head->data && out->bytes == head->bytes);
         buf_append_str(out, piece);
         *head = buf_str(out);
@@ -197,7 +205,8 @@ static void answer_as_chunk(struct client *c, struct str *head, struct str piece
     send_with_head(c, head, w.parts, w.count);
 }
 
-static enum err answer_from_chunks(struct client *c, struct str *head, const char *data, size_t bytes, size_t *ret_used)
+static enum err answer_from_chunks(struct client *c, struct str *head, const char *data,
+                                   size_t bytes, size_t *ret_used)
 {
     struct http_chunked *chunked = &c->upstream->chunked;
     struct chunk_writer w;
@@ -234,7 +243,8 @@ static enum err answer_from_chunks(struct client *c, struct str *head, const cha
     return err == ERR_MORE ? ERR_OK : err;
 }
 
-enum err body_answer(struct client *c, struct str head, const char *data, size_t bytes, size_t *ret_used, bool *ret_done)
+enum err body_answer(struct client *c, struct str head, const char *data, size_t bytes,
+                     size_t *ret_used, bool *ret_done)
 {
     enum err err = ERR_OK;
     *ret_used = bytes;

@@ -13,10 +13,12 @@ static const struct {
     unsigned next; /* the states that may follow */
 } states[CLIENT_STATE_COUNT] = {
     [CLIENT_HEAD] = {"head", TO(CLIENT_WAITING) | TO(CLIENT_CONNECTING) | TO(CLIENT_SENT) | ENDS},
-    [CLIENT_WAITING] = {"waiting", TO(CLIENT_CONNECTING) | TO(CLIENT_SENT) | TO(CLIENT_HEAD) | ENDS},
-    [CLIENT_CONNECTING] = {"connecting", TO(CLIENT_WAITING) | TO(CLIENT_SENT) | TO(CLIENT_HEAD) | ENDS},
-    [CLIENT_SENT] = {"sent", TO(CLIENT_WAITING) | TO(CLIENT_CONNECTING) | TO(CLIENT_ANSWERING) | TO(CLIENT_TUNNEL) |
-                                 TO(CLIENT_HEAD) | ENDS},
+    [CLIENT_WAITING] = {"waiting",
+                        TO(CLIENT_CONNECTING) | TO(CLIENT_SENT) | TO(CLIENT_HEAD) | ENDS},
+    [CLIENT_CONNECTING] = {"connecting",
+                           TO(CLIENT_WAITING) | TO(CLIENT_SENT) | TO(CLIENT_HEAD) | ENDS},
+    [CLIENT_SENT] = {"sent", TO(CLIENT_WAITING) | TO(CLIENT_CONNECTING) | TO(CLIENT_ANSWERING) |
+                                 TO(CLIENT_TUNNEL) | TO(CLIENT_HEAD) | ENDS},
     [CLIENT_ANSWERING] = {"answering", TO(CLIENT_HEAD) | ENDS},
     [CLIENT_TUNNEL] = {"tunnel", TO(CLIENT_FLUSHING) | TO(CLIENT_CLOSED)},
     [CLIENT_FLUSHING] = {"flushing", TO(CLIENT_HEAD) | TO(CLIENT_LINGERING) | TO(CLIENT_CLOSED)},
@@ -117,7 +119,8 @@ static size_t take_head(struct client *c, const char *data, size_t bytes)
     return head_bytes + exchange_begin(c, data + head_bytes, bytes - head_bytes);
 }
 
-/* Kept input is used first; what is left of it stays. Neither path changes c->in while it is looked at. */
+/* Kept input is used first; what is left of it stays. Neither path changes c->in while it is looked
+ * at. */
 static void take_input(struct client *c, const char *data, size_t bytes)
 {
     size_t used;
@@ -131,7 +134,8 @@ static void take_input(struct client *c, const char *data, size_t bytes)
         buf_consume(&c->in, used);
     }
     if (c->state == CLIENT_HEAD && used > 0 && c->in.bytes > 0)
-        loop_defer(c->thread->loop, &c->again); /* answered at once: the next one, without recursion */
+        loop_defer(c->thread->loop,
+                   &c->again); /* answered at once: the next one, without recursion */
 }
 
 /* Input that can be used now: after an answer, or since a connection to the sandbox is there. */
@@ -171,7 +175,8 @@ static void keep_input(struct client *c, const char *data, size_t bytes)
 static void tunnel_input(struct client *c, const char *data, size_t bytes)
 {
     struct iovec part = {.iov_base = (void *)data, .iov_len = bytes};
-    client_due(c, now_ns(c->thread) + atomic_load_explicit(&c->route->route->timeout_ns, memory_order_relaxed));
+    client_due(c, now_ns(c->thread) +
+                      atomic_load_explicit(&c->route->route->timeout_ns, memory_order_relaxed));
     upstream_send(c->upstream, &part, 1);
     if (loop_stream_pending(&c->upstream->stream) > 0)
         loop_stream_pause(&c->stream);
@@ -241,12 +246,14 @@ static void on_recv(struct loop_stream *s, enum err err, const char *data, size_
     }
 }
 
-/* It sends a large body ahead and is paused: who has gone does not wait for a sandbox, nor hold one. */
+/* It sends a large body ahead and is paused: who has gone does not wait for a sandbox, nor hold
+ * one. */
 static void on_peer_ended(struct loop_stream *s, bool all)
 {
     struct client *c = container_of(s, struct client, stream);
-    bool has_exchange = c->state == CLIENT_WAITING || c->state == CLIENT_CONNECTING || c->state == CLIENT_SENT ||
-                        c->state == CLIENT_ANSWERING || c->state == CLIENT_TUNNEL;
+    bool has_exchange = c->state == CLIENT_WAITING || c->state == CLIENT_CONNECTING ||
+                        c->state == CLIENT_SENT || c->state == CLIENT_ANSWERING ||
+                        c->state == CLIENT_TUNNEL;
     if (c->state == CLIENT_WAITING || (all && has_exchange))
         exchange_client_gone(c);
 }
@@ -261,8 +268,11 @@ void client_write(struct client *c, struct str data)
 
 static struct answer_frame frame_of(struct client *c, struct str extra)
 {
-    return (struct answer_frame){.head_only = c->head_only, .keep_alive = c->keep_alive, .client_is_1_0 = c->client_is_1_0,
-                                 .date = thread_date(c->thread), .extra = extra};
+    return (struct answer_frame){.head_only = c->head_only,
+                                 .keep_alive = c->keep_alive,
+                                 .client_is_1_0 = c->client_is_1_0,
+                                 .date = thread_date(c->thread),
+                                 .extra = extra};
 }
 
 /* The connection stays only when the request was read to its end. */
@@ -271,7 +281,8 @@ static void settle_keep_alive(struct client *c)
     c->keep_alive = c->keep_alive && c->request_done && !c->thread->stopping;
 }
 
-void client_answer_page(struct client *c, unsigned status, const char *content_type, struct str body)
+void client_answer_page(struct client *c, unsigned status, const char *content_type,
+                        struct str body)
 {
     struct buf out = {0};
     settle_keep_alive(c);
@@ -288,7 +299,8 @@ static void answer_error(struct client *c, struct answer_error *error)
     settle_keep_alive(c);
     t->extra.bytes = 0;
     if (c->receipt)
-        buf_printf(&t->extra, "Server-Timing: queue;dur=%.3f\r\n", (double)(now_ns(t) - c->arrived_ns) / 1e6);
+        buf_printf(&t->extra, "Server-Timing: queue;dur=%.3f\r\n",
+                   (double)(now_ns(t) - c->arrived_ns) / 1e6);
     if (c->route != NULL)
         error->function = str_of(c->route->route->name);
     struct answer_frame frame = frame_of(c, buf_str(&t->extra));
@@ -300,9 +312,11 @@ static void answer_error(struct client *c, struct answer_error *error)
 
 void client_answer(struct client *c, enum answer answer, struct str message)
 {
-    struct answer_error error = {.status = answer_status(answer), .retry_after_s = answer_retry_after_s(answer),
+    struct answer_error error = {.status = answer_status(answer),
+                                 .retry_after_s = answer_retry_after_s(answer),
                                  .code = str_of(answer_code(answer)),
-                                 .message = message.bytes > 0 ? message : str_of(answer_message(answer))};
+                                 .message =
+                                     message.bytes > 0 ? message : str_of(answer_message(answer))};
     stat_add(&c->thread->counters.errors[answer], 1);
     answer_error(c, &error);
     client_answered(c);
@@ -310,8 +324,11 @@ void client_answer(struct client *c, enum answer answer, struct str message)
 
 void client_answer_failure(struct client *c, const struct failure *f)
 {
-    struct answer_error error = {.status = f->status, .retry_after_s = f->retry_after_s, .code = str_of(f->code),
-                                 .message = str_of(f->message), .last_output = buf_str(&f->last_output)};
+    struct answer_error error = {.status = f->status,
+                                 .retry_after_s = f->retry_after_s,
+                                 .code = str_of(f->code),
+                                 .message = str_of(f->message),
+                                 .last_output = buf_str(&f->last_output)};
     stat_add(&c->thread->counters.errors[ANSWER_waiting_failed], 1);
     answer_error(c, &error);
     client_answered(c);
@@ -422,8 +439,10 @@ void client_handed_over(struct client *c)
         free_when_done(c);
 }
 
-static const struct loop_stream_callbacks stream_callbacks = {
-    .on_recv = on_recv, .on_drained = on_drained, .on_closed = on_closed, .on_peer_ended = on_peer_ended};
+static const struct loop_stream_callbacks stream_callbacks = {.on_recv = on_recv,
+                                                              .on_drained = on_drained,
+                                                              .on_closed = on_closed,
+                                                              .on_peer_ended = on_peer_ended};
 
 static void set_ip(struct client *c, const struct sockaddr_storage *peer)
 {

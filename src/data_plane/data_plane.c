@@ -23,7 +23,8 @@ struct data_plane_settings {
 #undef SETTING
 };
 static const struct setting settings_table[] = {
-#define SETTING(key, type, default_text, help) SETTING_ROW(struct data_plane_settings, key, type, default_text, help)
+#define SETTING(key, type, default_text, help) \
+    SETTING_ROW(struct data_plane_settings, key, type, default_text, help)
 #include "data_plane/data_plane_settings.def"
 #undef SETTING
 };
@@ -50,7 +51,8 @@ static enum err check_settings(struct data_plane *dp, enum log_level *ret_level,
     static const char *const levels[] = {"debug", "info", "warn", "error"};
     struct data_plane_settings *s = &dp->settings;
     if (s->threads >= DISPATCH_THREADS_MAX)
-        return error_field(e, ERR_USAGE, "threads", "--threads must be below %u", DISPATCH_THREADS_MAX);
+        return error_field(e, ERR_USAGE, "threads", "--threads must be below %u",
+                           DISPATCH_THREADS_MAX);
     if (s->drain_deadline > 3600000)
         return error_field(e, ERR_USAGE, "drain_deadline", "--drain-deadline must be at most 1h");
     for (size_t i = 0; i < ARRAY_COUNT(levels); i++) {
@@ -59,7 +61,8 @@ static enum err check_settings(struct data_plane *dp, enum log_level *ret_level,
         *ret_level = (enum log_level)i;
         return ERR_OK;
     }
-    return error_field(e, ERR_USAGE, "log_level", "--log-level must be debug, info, warn or error, and is '%s'", s->log_level);
+    return error_field(e, ERR_USAGE, "log_level",
+                       "--log-level must be debug, info, warn or error, and is '%s'", s->log_level);
 }
 
 /* Host and port: the same after a restart, another for a second data plane on this host. */
@@ -85,21 +88,24 @@ static void raise_descriptor_limit(struct data_plane *dp)
         limit.rlim_cur = limit.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &limit);
     }
-    uint64_t possible = limit.rlim_cur > DESCRIPTORS_KEPT ? (limit.rlim_cur - DESCRIPTORS_KEPT) / 2 : 0;
+    uint64_t possible =
+        limit.rlim_cur > DESCRIPTORS_KEPT ? (limit.rlim_cur - DESCRIPTORS_KEPT) / 2 : 0;
     uint64_t each = MIN(possible, dp->settings.connections) / dp->shared.thread_count;
     dp->shared.connections_max = (uint32_t)MAX(each, (uint64_t)CONNECTIONS_MIN);
 }
 
 static enum err open_directories(struct data_plane *dp, uid_t uid, gid_t gid, struct error *e)
 {
-    enum err err = program_dir_open(dp->settings.data_dir, "data-plane", uid, gid, &dp->data_path, &dp->data_lock_fd, e);
+    enum err err = program_dir_open(dp->settings.data_dir, "data-plane", uid, gid, &dp->data_path,
+                                    &dp->data_lock_fd, e);
     if (err == ERR_OK)
-        err = program_dir_open(dp->settings.run_dir, "data-plane", uid, gid, &dp->run_path, &dp->run_lock_fd, e);
+        err = program_dir_open(dp->settings.run_dir, "data-plane", uid, gid, &dp->run_path,
+                               &dp->run_lock_fd, e);
     return err;
 }
 
-/* One socket for each thread. SO_REUSEPORT would let a second data plane of the same user share the address in silence, so
- * the first look is without it. */
+/* One socket for each thread. SO_REUSEPORT would let a second data plane of the same user share the
+ * address in silence, so the first look is without it. */
 static enum err open_sockets(struct data_plane *dp, struct error *e)
 {
     struct sockaddr_storage bound;
@@ -167,7 +173,8 @@ static enum err start(struct data_plane *dp, struct error *e)
     gid_t gid;
     dp->shared.thread_count = (uint32_t)dp->settings.threads;
     if (dp->shared.thread_count == 0)
-        dp->shared.thread_count = (uint32_t)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L), (long)DISPATCH_THREADS_MAX - 1);
+        dp->shared.thread_count =
+            (uint32_t)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L), (long)DISPATCH_THREADS_MAX - 1);
     dp->shared.head_timeout_ns = HTTP_HEAD_TIMEOUT_MS * NS_PER_MS;
     dp->shared.idle_timeout_ns = HTTP_IDLE_TIMEOUT_MS * NS_PER_MS;
     raise_descriptor_limit(dp);
@@ -185,10 +192,14 @@ static enum err start(struct data_plane *dp, struct error *e)
     if (err != ERR_OK)
         return err;
     find_name(dp);
-    struct router_options options = {.shared = &dp->shared, .control_plane = dp->settings.control_plane, .name = dp->name,
-                                      .cluster_name = dp->settings.cluster_name, .listen_address = dp->listen_address,
-                                      .data_path = dp->data_path,
-                                      .user = dp, .on_stopped = on_stopped};
+    struct router_options options = {.shared = &dp->shared,
+                                     .control_plane = dp->settings.control_plane,
+                                     .name = dp->name,
+                                     .cluster_name = dp->settings.cluster_name,
+                                     .listen_address = dp->listen_address,
+                                     .data_path = dp->data_path,
+                                     .user = dp,
+                                     .on_stopped = on_stopped};
     err = router_new(&options, &dp->router, e);
     for (uint32_t i = 0; err == ERR_OK && i < dp->shared.thread_count; i++)
         err = thread_start(dp->shared.threads[i], e);
@@ -229,8 +240,9 @@ int data_plane_main(int argc, char **argv)
     struct data_plane dp = {.data_lock_fd = -1, .run_lock_fd = -1};
     struct error e = {0};
     enum log_level level = LOG_LEVEL_INFO;
-    enum err err = settings_load("data-plane", "Takes calls of functions and brings them to sandboxes.", settings_table,
-                                 ARRAY_COUNT(settings_table), argc, argv, &dp.settings, &e);
+    enum err err =
+        settings_load("data-plane", "Takes calls of functions and brings them to sandboxes.",
+                      settings_table, ARRAY_COUNT(settings_table), argc, argv, &dp.settings, &e);
     if (err == ERR_END)
         return 0;
     if (err == ERR_OK)
@@ -246,7 +258,8 @@ int data_plane_main(int argc, char **argv)
             _exit(err_exit_code(err)); /* threads may run: there is nothing to save */
     } else {
         log_info("data_plane.up", LOG_STR("listen", dp.listen_address), LOG_STR("name", dp.name),
-                 LOG_U64("threads", dp.shared.thread_count), LOG_U64("connections", dp.shared.connections_max));
+                 LOG_U64("threads", dp.shared.thread_count),
+                 LOG_U64("connections", dp.shared.connections_max));
         loop_run(dp.loop);
         log_info("data_plane.stopped", LOG_STR("name", dp.name));
     }

@@ -139,7 +139,7 @@ static inline uint32_t dispatch_endpoint_in_flight(const struct dispatch_endpoin
 {
     return (uint32_t)atomic_load_explicit(&endpoint->word, memory_order_relaxed);
 }
-bool dispatch_endpoint_is_gone(const struct dispatch_endpoint *endpoint);    /* removed */
+bool dispatch_endpoint_is_gone(const struct dispatch_endpoint *endpoint);   /* removed */
 bool dispatch_endpoint_is_ending(const struct dispatch_endpoint *endpoint); /* drained or removed */
 
 /* All who wait get on_failed(err, reason). New ones may wait again. Returns how many. */

@@ -149,7 +149,8 @@ void exchange_client_gone(struct client *c)
 static struct str timeout_text(struct client *c, const char *what, bool mention_control_plane)
 {
     struct buf *text = &c->thread->extra;
-    bool away = mention_control_plane && !atomic_load_explicit(&c->thread->shared->control_plane_up, memory_order_relaxed);
+    bool away = mention_control_plane &&
+                !atomic_load_explicit(&c->thread->shared->control_plane_up, memory_order_relaxed);
     text->bytes = 0;
     buf_printf(text, "%s within the function's timeout of %.3f s%s", what,
                (double)(c->deadline_ns - c->arrived_ns) / 1e9,
@@ -175,9 +176,12 @@ void exchange_timeout(struct client *c)
         message = timeout_text(c, "the sandbox could not be connected", false);
         break;
     case CLIENT_SENT:
-        message = timeout_text(c, c->request_done ? "the function did not begin to answer"
-                                                  : "the client did not send its whole request, nor did the function answer,",
-                               false);
+        message = timeout_text(
+            c,
+            c->request_done
+                ? "the function did not begin to answer"
+                : "the client did not send its whole request, nor did the function answer,",
+            false);
         break;
     case CLIENT_HEAD:
     case CLIENT_ANSWERING:
@@ -208,7 +212,8 @@ static void queue_full(struct client *c)
     exchange_fail(c, ANSWER_queue_full, str_of(text));
 }
 
-/* On to a slot, at once when there is one. `release` is one that it has, and must not get again if another is free. */
+/* On to a slot, at once when there is one. `release` is one that it has, and must not get again if
+ * another is free. */
 static void acquire(struct client *c, struct dispatch_endpoint *release)
 {
     struct thread *t = c->thread;
@@ -228,7 +233,8 @@ static void acquire(struct client *c, struct dispatch_endpoint *release)
     else if (err == ERR_BUSY)
         queue_full(c);
     else if (err != ERR_MORE)
-        exchange_fail(c, err == ERR_TIMEOUT ? ANSWER_wait_timeout : ANSWER_function_deleted, STR_NONE);
+        exchange_fail(c, err == ERR_TIMEOUT ? ANSWER_wait_timeout : ANSWER_function_deleted,
+                      STR_NONE);
 }
 
 /* Any thread: on to our own. */
@@ -263,7 +269,8 @@ static void waiting_failed(struct client *c)
         exchange_end(c);
         return;
     }
-    exchange_fail(c, c->failure_err == ERR_TIMEOUT ? ANSWER_wait_timeout : ANSWER_function_deleted, STR_NONE);
+    exchange_fail(c, c->failure_err == ERR_TIMEOUT ? ANSWER_wait_timeout : ANSWER_function_deleted,
+                  STR_NONE);
 }
 
 static void handed_over(struct client *c)
@@ -298,7 +305,8 @@ static void on_handover_here(struct loop_deferred *d)
     handed_over(container_of(d, struct client, handover_here));
 }
 
-/* A program that serves one connection at a time would not accept ours while another thread keeps one. */
+/* A program that serves one connection at a time would not accept ours while another thread keeps
+ * one. */
 static void claim_connection(struct client *c, struct sandbox *sandbox)
 {
     struct thread_shared *shared = c->thread->shared;
@@ -358,8 +366,8 @@ void exchange_connect_failed(struct client *c, const char *why)
         acquire(c, endpoint);
         return;
     }
-    snprintf(text, sizeof(text), "sandbox %016" PRIx64 " on worker '%s' could not be connected: %s", sandbox->id,
-             sandbox->worker, why);
+    snprintf(text, sizeof(text), "sandbox %016" PRIx64 " on worker '%s' could not be connected: %s",
+             sandbox->id, sandbox->worker, why);
     c->endpoint = endpoint;
     exchange_fail(c, ANSWER_connect_failed, str_of(text));
 }
@@ -379,7 +387,8 @@ static void send_request(struct client *c)
             client_write(c, STR("HTTP/1.1 100 Continue\r\n\r\n"));
     }
     if (c->in.bytes > 0 || c->stream.paused)
-        loop_defer(c->thread->loop, &c->again); /* what came while it waited, when this callback is over */
+        loop_defer(c->thread->loop,
+                   &c->again); /* what came while it waited, when this callback is over */
 }
 
 /* ---- when the sandbox fails ---- */
@@ -393,8 +402,9 @@ static bool may_resend(const struct client *c)
     return c->is_idempotent || upstream_took_nothing(u);
 }
 
-/* The connection broke before any byte of the answer. A kept one may just have been closed by a program that had enough of
- * waiting: the same sandbox is tried with a new one. Else it is given to another sandbox, if there is one. */
+/* The connection broke before any byte of the answer. A kept one may just have been closed by a
+ * program that had enough of waiting: the same sandbox is tried with a new one. Else it is given to
+ * another sandbox, if there is one. */
 static void broke_before_answer(struct client *c, enum answer answer)
 {
     struct upstream *u = c->upstream;
@@ -440,13 +450,16 @@ static void write_receipt(struct client *c, struct buf *out)
     bool is_cold = c->was_queued && sandbox->added_ns > c->arrived_ns;
     buf_printf(out, "Server-Timing: queue;dur=%.3f", (double)(c->granted_ns - c->arrived_ns) / 1e6);
     if (is_cold)
-        buf_printf(out, ", place;dur=%.3f, create;dur=%.3f, exec;dur=%.3f, listen;dur=%.3f", sandbox->place_us / 1e3,
-                   sandbox->create_us / 1e3, sandbox->exec_us / 1e3, sandbox->listen_us / 1e3);
+        buf_printf(out, ", place;dur=%.3f, create;dur=%.3f, exec;dur=%.3f, listen;dur=%.3f",
+                   sandbox->place_us / 1e3, sandbox->create_us / 1e3, sandbox->exec_us / 1e3,
+                   sandbox->listen_us / 1e3);
     if (c->connect_us > 0)
         buf_printf(out, ", connect;dur=%.3f", c->connect_us / 1e3);
-    buf_printf(out, ", first-byte;dur=%.3f, total;dur=%.3f\r\nDirigent-Cold: %d\r\nDirigent-Sandbox: %016" PRIx64
-                    "\r\nDirigent-Worker: %s\r\n",
-               (double)(now - c->sent_ns) / 1e6, (double)(now - c->arrived_ns) / 1e6, is_cold, sandbox->id, sandbox->worker);
+    buf_printf(out,
+               ", first-byte;dur=%.3f, total;dur=%.3f\r\nDirigent-Cold: %d\r\nDirigent-Sandbox: "
+               "%016" PRIx64 "\r\nDirigent-Worker: %s\r\n",
+               (double)(now - c->sent_ns) / 1e6, (double)(now - c->arrived_ns) / 1e6, is_cold,
+               sandbox->id, sandbox->worker);
 }
 
 /* How the client is told where the answer ends. */
@@ -489,9 +502,13 @@ static void begin_answer(struct client *c, const struct http_response *r)
     t->extra.bytes = 0;
     if (c->receipt)
         write_receipt(c, &t->extra);
-    struct head_answer a = {.body = framing, .content_length = r->content_length,
-                            .has_content_length = r->has_content_length && r->status != 204, .keep_alive = c->keep_alive,
-                            .client_is_1_0 = c->client_is_1_0, .trailers = c->trailers_accepted, .date = thread_date(t),
+    struct head_answer a = {.body = framing,
+                            .content_length = r->content_length,
+                            .has_content_length = r->has_content_length && r->status != 204,
+                            .keep_alive = c->keep_alive,
+                            .client_is_1_0 = c->client_is_1_0,
+                            .trailers = c->trailers_accepted,
+                            .date = thread_date(t),
                             .extra = buf_str(&t->extra)};
     t->out.bytes = 0;
     head_write_answer(&t->out, r, &a);
@@ -523,12 +540,14 @@ static void begin_tunnel(struct client *c, const struct http_response *r, struct
     t->extra.bytes = 0;
     if (c->receipt)
         write_receipt(c, &t->extra);
-    struct head_answer a = {.upgrade = true, .keep_alive = true, .date = thread_date(t), .extra = buf_str(&t->extra)};
+    struct head_answer a = {
+        .upgrade = true, .keep_alive = true, .date = thread_date(t), .extra = buf_str(&t->extra)};
     t->out.bytes = 0;
     head_write_answer(&t->out, r, &a);
     buf_append_str(&t->out, first);
     client_write(c, buf_str(&t->out));
-    client_due(c, now_ns(t) + atomic_load_explicit(&c->route->route->timeout_ns, memory_order_relaxed));
+    client_due(c, now_ns(t) +
+                      atomic_load_explicit(&c->route->route->timeout_ns, memory_order_relaxed));
     if (c->in.bytes > 0) { /* what the client said before it knew (RFC 9931: only now it goes on) */
         struct iovec part = {.iov_base = c->in.data, .iov_len = c->in.bytes};
         upstream_send(c->upstream, &part, 1);
@@ -552,7 +571,8 @@ static void pass_on_interim(struct client *c, const struct http_response *r)
 static void bad_answer(struct client *c)
 {
     char text[ERROR_TEXT_BYTES_MAX + 64];
-    snprintf(text, sizeof(text), "the function's answer is no valid HTTP/1.1: %s", c->thread->error.text);
+    snprintf(text, sizeof(text), "the function's answer is no valid HTTP/1.1: %s",
+             c->thread->error.text);
     exchange_fail(c, ANSWER_bad_answer, str_of(text));
 }
 
@@ -575,7 +595,8 @@ static size_t take_heads(struct client *c, const char *data, size_t bytes)
     struct upstream *u = c->upstream;
     size_t used = 0;
     while (c->state == CLIENT_SENT && used < bytes) {
-        enum err err = http_response_parse(data + used, bytes - used, &u->scanned, c->method, &t->response, &t->error);
+        enum err err = http_response_parse(data + used, bytes - used, &u->scanned, c->method,
+                                           &t->response, &t->error);
         if (err == ERR_MORE)
             return used;
         if (err != ERR_OK) {
@@ -658,7 +679,8 @@ void exchange_tunnel_client_ended(struct client *c, enum err err)
 static void tunnel_receive(struct client *c, enum err err, const char *data, size_t bytes)
 {
     if (err == ERR_OK) {
-        client_due(c, now_ns(c->thread) + atomic_load_explicit(&c->route->route->timeout_ns, memory_order_relaxed));
+        client_due(c, now_ns(c->thread) +
+                          atomic_load_explicit(&c->route->route->timeout_ns, memory_order_relaxed));
         client_write(c, (struct str){data, bytes});
         if (loop_stream_pending(&c->stream) > 0)
             loop_stream_pause(&c->upstream->stream);
@@ -723,7 +745,8 @@ static void read_request(struct client *c, const struct http_request *r)
     body_begin(c, r);
 }
 
-/* An answer of ours needs no body: one that is here already is passed over, so that the connection can stay. */
+/* An answer of ours needs no body: one that is here already is passed over, so that the connection
+ * can stay. */
 static size_t pass_over_body(struct client *c, size_t bytes)
 {
     if (c->body != HTTP_BODY_LENGTH || c->request_done || c->body_left > bytes)
@@ -732,50 +755,60 @@ static size_t pass_over_body(struct client *c, size_t bytes)
     return (size_t)c->body_left;
 }
 
-static void unknown_function(struct client *c, const struct target *target, const struct http_request *r)
+static void unknown_function(struct client *c, const struct target *target,
+                             const struct http_request *r)
 {
     char text[400];
     bool ready = atomic_load_explicit(&c->thread->shared->ready, memory_order_relaxed);
     if (target->by_path)
-        snprintf(text, sizeof(text), "there is no function '%.*s'", (int)MIN(target->name.bytes, (size_t)100),
-                 target->name.data);
+        snprintf(text, sizeof(text), "there is no function '%.*s'",
+                 (int)MIN(target->name.bytes, (size_t)100), target->name.data);
     else if (names_us(r->host_name))
         snprintf(text, sizeof(text),
                  "no function is named: send 'Host: NAME', or call the path /function/NAME/");
     else
         snprintf(text, sizeof(text), "there is no function '%.*s' (taken from 'Host: %.*s')",
-                 (int)MIN(target->name.bytes, (size_t)100), target->name.data, (int)MIN(r->host.bytes, (size_t)150), r->host.data);
-    client_answer(c, ready ? ANSWER_function_unknown : ANSWER_not_ready, ready ? str_of(text) : STR_NONE);
+                 (int)MIN(target->name.bytes, (size_t)100), target->name.data,
+                 (int)MIN(r->host.bytes, (size_t)150), r->host.data);
+    client_answer(c, ready ? ANSWER_function_unknown : ANSWER_not_ready,
+                  ready ? str_of(text) : STR_NONE);
 }
 
 static void write_head(struct client *c, const struct http_request *r, const struct target *target)
 {
     struct thread *t = c->thread;
-    struct head_origin origin = {.client_ip = {c->ip, c->ip_bytes}, .path = target->path, .prefix = target->prefix,
+    struct head_origin origin = {.client_ip = {c->ip, c->ip_bytes},
+                                 .path = target->path,
+                                 .prefix = target->prefix,
                                  .host = str_of(c->route->route->name),
-                                 .trace_id = {rng_next(&t->rng), rng_next(&t->rng) | 1}, .span_id = rng_next(&t->rng) | 1};
+                                 .trace_id = {rng_next(&t->rng), rng_next(&t->rng) | 1},
+                                 .span_id = rng_next(&t->rng) | 1};
     c->head = thread_spare_head(t);
     head_write_request(&c->head, r, &origin);
 }
 
-static size_t begin_call(struct client *c, const struct http_request *r, const struct target *target, const char *data,
-                         size_t bytes)
+static size_t begin_call(struct client *c, const struct http_request *r,
+                         const struct target *target, const char *data, size_t bytes)
 {
     struct thread *t = c->thread;
     struct route *route = target->route->route;
-    uint64_t now = now_ns(t), limit = atomic_load_explicit(&route->request_body_bytes_max, memory_order_relaxed);
+    uint64_t now = now_ns(t),
+             limit = atomic_load_explicit(&route->request_body_bytes_max, memory_order_relaxed);
     c->route = target->route;
     c->route->users++;
     c->arrived_ns = now;
     c->deadline_ns = now + atomic_load_explicit(&route->timeout_ns, memory_order_relaxed);
-    c->waiter = (struct dispatch_waiter){
-        .arrived_ns = now, .deadline_ns = c->deadline_ns, .on_grant = on_grant, .on_failed = on_failed};
+    c->waiter = (struct dispatch_waiter){.arrived_ns = now,
+                                         .deadline_ns = c->deadline_ns,
+                                         .on_grant = on_grant,
+                                         .on_failed = on_failed};
     c->handover_post.on_post = on_handover_post;
     c->handover_here.on_turn_end = on_handover_here;
     if (c->body_left > limit) {
         char text[192];
         size_t used = pass_over_body(c, bytes);
-        snprintf(text, sizeof(text), "the body has %" PRIu64 " bytes, and function '%s' takes at most %" PRIu64,
+        snprintf(text, sizeof(text),
+                 "the body has %" PRIu64 " bytes, and function '%s' takes at most %" PRIu64,
                  r->content_length, route->name, limit);
         exchange_fail(c, ANSWER_body_too_large, str_of(text));
         return used;

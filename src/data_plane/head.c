@@ -1,5 +1,5 @@
-/* head.c - one pass over the parsed headers. Room for the largest possible result is made once, so that lines are written
- * with plain copies. */
+/* head.c - one pass over the parsed headers. Room for the largest possible result is made once, so
+ * that lines are written with plain copies. */
 #include "data_plane/head.h"
 #include <time.h>
 
@@ -51,8 +51,9 @@ struct connection {
 
 static bool is_usual_option(struct str option)
 {
-    return option.bytes == 0 || str_equal_nocase(option, STR("keep-alive")) || str_equal_nocase(option, STR("close")) ||
-           str_equal_nocase(option, STR("upgrade")) || str_equal_nocase(option, STR("te"));
+    return option.bytes == 0 || str_equal_nocase(option, STR("keep-alive")) ||
+           str_equal_nocase(option, STR("close")) || str_equal_nocase(option, STR("upgrade")) ||
+           str_equal_nocase(option, STR("te"));
 }
 
 static struct connection connection_of(const struct http_header *headers, uint32_t count)
@@ -73,14 +74,16 @@ static bool connection_names(const struct connection *c, struct str name)
     if (!c->names_others)
         return false;
     for (uint32_t i = 0; i < c->count; i++)
-        if (c->headers[i].field == HTTP_FIELD_CONNECTION && http_list_has(c->headers[i].value, name))
+        if (c->headers[i].field == HTTP_FIELD_CONNECTION &&
+            http_list_has(c->headers[i].value, name))
             return true;
     return false;
 }
 
 static bool begins_with(struct str name, struct str prefix)
 {
-    return name.bytes >= prefix.bytes && str_equal_nocase((struct str){name.data, prefix.bytes}, prefix);
+    return name.bytes >= prefix.bytes &&
+           str_equal_nocase((struct str){name.data, prefix.bytes}, prefix);
 }
 
 static bool is_ours(struct str name)
@@ -126,7 +129,8 @@ static bool request_line_goes_on(const struct http_header *h, const struct conne
     return false;
 }
 
-static bool answer_line_goes_on(const struct http_header *h, const struct connection *c, const struct head_answer *a)
+static bool answer_line_goes_on(const struct http_header *h, const struct connection *c,
+                                const struct head_answer *a)
 {
     switch (h->field) {
     case HTTP_FIELD_CONTENT_LENGTH:
@@ -207,9 +211,11 @@ void head_write_request(struct buf *out, const struct http_request *r, const str
     struct connection connection = connection_of(r->headers, r->header_count);
     struct str host = r->host.bytes > 0 ? r->host : o->host;
     bool has_trace = false;
-    /* Each line that goes on is at most 2 bytes longer than it was ("a:b" becomes "a: b" and its line end). */
-    char *begin = buf_reserve(out, r->head_bytes + 4 * (size_t)r->header_count + o->path.bytes + o->prefix.bytes +
-                                       3 * host.bytes + 2 * o->client_ip.bytes + 512);
+    /* Each line that goes on is at most 2 bytes longer than it was ("a:b" becomes "a: b" and its
+     * line end). */
+    char *begin =
+        buf_reserve(out, r->head_bytes + 4 * (size_t)r->header_count + o->path.bytes +
+                             o->prefix.bytes + 3 * host.bytes + 2 * o->client_ip.bytes + 512);
     char *at = put(begin, r->method_text);
     *at++ = ' ';
     at = put(at, o->path);
@@ -253,7 +259,8 @@ void head_write_answer(struct buf *out, const struct http_response *r, const str
 {
     struct connection connection = connection_of(r->headers, r->header_count);
     bool has_date = r->status < 200;
-    char *begin = buf_reserve(out, r->head_bytes + 4 * (size_t)r->header_count + a->date.bytes + a->extra.bytes + 256);
+    char *begin = buf_reserve(out, r->head_bytes + 4 * (size_t)r->header_count + a->date.bytes +
+                                       a->extra.bytes + 256);
     char *at = PUT(begin, "HTTP/1.1 ");
     at = put_number(at, r->status);
     *at++ = ' ';
@@ -269,7 +276,8 @@ void head_write_answer(struct buf *out, const struct http_response *r, const str
     if (!has_date) /* RFC 9110 6.6.1 */
         at = put_line(at, STR("Date"), a->date);
     if (r->status >= 200 || a->upgrade) {
-        bool says_length = a->body == HTTP_BODY_LENGTH || (a->body == HTTP_BODY_NONE && a->has_content_length);
+        bool says_length =
+            a->body == HTTP_BODY_LENGTH || (a->body == HTTP_BODY_NONE && a->has_content_length);
         at = put_framing(at, says_length ? HTTP_BODY_LENGTH : a->body, a->content_length);
         at = put_connection(at, a);
     }
@@ -282,12 +290,39 @@ void head_write_answer(struct buf *out, const struct http_response *r, const str
 
 static bool may_be_trailer(struct str name)
 {
-    static const char *const never[] = {
-        "age", "authorization", "cache-control", "connection", "content-encoding", "content-length", "content-location",
-        "content-range", "content-type", "cookie", "date", "expect", "expires", "forwarded", "host", "keep-alive",
-        "location", "max-forwards", "pragma", "proxy-authenticate", "proxy-authorization", "proxy-connection", "range",
-        "retry-after", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade", "vary", "via", "warning",
-        "www-authenticate"};
+    static const char *const never[] = {"age",
+                                        "authorization",
+                                        "cache-control",
+                                        "connection",
+                                        "content-encoding",
+                                        "content-length",
+                                        "content-location",
+                                        "content-range",
+                                        "content-type",
+                                        "cookie",
+                                        "date",
+                                        "expect",
+                                        "expires",
+                                        "forwarded",
+                                        "host",
+                                        "keep-alive",
+                                        "location",
+                                        "max-forwards",
+                                        "pragma",
+                                        "proxy-authenticate",
+                                        "proxy-authorization",
+                                        "proxy-connection",
+                                        "range",
+                                        "retry-after",
+                                        "set-cookie",
+                                        "te",
+                                        "trailer",
+                                        "transfer-encoding",
+                                        "upgrade",
+                                        "vary",
+                                        "via",
+                                        "warning",
+                                        "www-authenticate"};
     for (size_t i = 0; i < ARRAY_COUNT(never); i++)
         if (str_equal_nocase(name, str_of(never[i])))
             return false;
@@ -315,7 +350,8 @@ void head_write_trailers(struct buf *out, struct str lines)
 
 void head_write_date(uint64_t unix_s, char *ret_text)
 {
-    static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    static const char days[] = "SunMonTueWedThuFriSat",
+                      months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
     time_t seconds = (time_t)unix_s;
     struct tm tm;
     (void)gmtime_r(&seconds, &tm);

@@ -1,4 +1,5 @@
-/* proxy.h - what the files of one serving thread share; nobody else includes it. Everything here belongs to the thread.
+/* proxy.h - what the files of one serving thread share; nobody else includes it. Everything here
+ * belongs to the thread.
  *
  *   thread.c    its loop, table, messages
  *   client.c    a client's connection: heads in, answers out, time
@@ -7,8 +8,9 @@
  *   upstream.c  connections to sandboxes
  *   own.c       the data plane's own pages
  *
- * Life of an exchange: head parsed -> function found -> slot (at once, or after waiting) -> connection (kept, or new) -> request
- * sent -> answer passed on -> slot given back -> the client's next request. */
+ * Life of an exchange: head parsed -> function found -> slot (at once, or after waiting) ->
+ * connection (kept, or new) -> request sent -> answer passed on -> slot given back -> the client's
+ * next request. */
 #pragma once
 #include "base/hash.h"
 #include "base/rng.h"
@@ -18,10 +20,11 @@
 #include <pthread.h>
 
 #define INPUT_KEPT_BYTES_MAX (64u * 1024u) /* of a client that sends ahead, before it is paused */
-#define BODY_SMALL_BYTES_MAX (16u * 1024u) /* is sent in one piece with the head, and can be sent again */
-#define HEAD_KEPT_BYTES_MAX (8u * 1024u)   /* larger buffers are freed after use */
+#define BODY_SMALL_BYTES_MAX \
+    (16u * 1024u) /* is sent in one piece with the head, and can be sent again */
+#define HEAD_KEPT_BYTES_MAX (8u * 1024u) /* larger buffers are freed after use */
 #define SPARE_HEADS_MAX 64u
-#define IDLE_UPSTREAMS_MAX 128u            /* for each sandbox and thread */
+#define IDLE_UPSTREAMS_MAX 128u /* for each sandbox and thread */
 #define IDLE_UPSTREAM_NS (30 * NS_PER_S)
 #define SWEEP_PERIOD_NS (10 * NS_PER_S)
 #define LINGER_NS (2 * NS_PER_S)
@@ -56,13 +59,14 @@ struct upstream {
     struct client *client; /* whose answer it brings; NULL: idle or closing */
     struct list node;
     struct loop_timer connect_timer;
-    struct buf in;         /* a head that is not complete */
+    struct buf in; /* a head that is not complete */
     size_t scanned;
     uint64_t sent_bytes, sent_before; /* on this connection: all, and before this request */
     uint64_t used_ns, received_ns;
     bool connected, closing, is_idle, is_reused;
-    bool spoiled;          /* must not carry another request */
-    /* the slot of an exchange that ended before its answer did: given back when the connection is closed */
+    bool spoiled; /* must not carry another request */
+    /* the slot of an exchange that ended before its answer did: given back when the connection is
+     * closed */
     struct dispatch_endpoint *slot;
     struct thread_route *slot_route;
     struct http_chunked chunked; /* of the answer */
@@ -76,7 +80,8 @@ enum client_state {
     CLIENT_ANSWERING,  /* the answer's head went to the client */
     CLIENT_TUNNEL,     /* after a 101 */
     CLIENT_FLUSHING,   /* the answer is complete, the client has not taken all of it */
-    CLIENT_LINGERING,  /* answered, closing: what still comes is thrown away, so that no reset destroys the answer */
+    CLIENT_LINGERING,  /* answered, closing: what still comes is thrown away, so that no reset
+                          destroys the answer */
     CLIENT_CLOSED,
     CLIENT_STATE_COUNT
 };
@@ -86,7 +91,8 @@ struct client {
     struct thread *thread;
     struct list node;
     enum client_state state;
-    /* One timer for everything, started late: when it runs out before `due_ns` it is started again. */
+    /* One timer for everything, started late: when it runs out before `due_ns` it is started again.
+     */
     struct loop_timer timer;
     uint64_t due_ns;
     struct loop_deferred again; /* more input is there, at the end of the turn */
@@ -95,7 +101,7 @@ struct client {
     char ip[46];
     uint8_t ip_bytes;
     bool keep_alive, client_is_1_0, head_only, receipt, trailers_accepted, expect_continue, upgrade;
-    bool gone;                  /* went away while its grant was on its way */
+    bool gone; /* went away while its grant was on its way */
     bool close_after_flush;
 
     /* the exchange */
@@ -108,8 +114,8 @@ struct client {
     enum err failure_err;
     struct dispatch_endpoint *endpoint; /* whose slot it holds */
     struct upstream *upstream;
-    struct buf head;            /* for the sandbox, a small body too: all that is needed to send it again */
-    bool replayable;            /* nothing else was sent */
+    struct buf head; /* for the sandbox, a small body too: all that is needed to send it again */
+    bool replayable; /* nothing else was sent */
     bool is_idempotent, was_queued, was_stale;
     uint8_t connect_attempts, resends;
     enum http_method method;
@@ -179,7 +185,8 @@ void client_write(struct client *c, struct str data);
 /* Answers with an error of ours. `message` may be STR_NONE for the usual text. */
 void client_answer(struct client *c, enum answer answer, struct str message);
 void client_answer_failure(struct client *c, const struct failure *f);
-void client_answer_page(struct client *c, unsigned status, const char *content_type, struct str body);
+void client_answer_page(struct client *c, unsigned status, const char *content_type,
+                        struct str body);
 /* The answer is complete: on to the next request, or to the end. */
 void client_answered(struct client *c);
 void client_take_kept(struct client *c);
@@ -188,7 +195,8 @@ void client_close(struct client *c);
 void client_cut(struct client *c); /* with a reset */
 
 /* exchange.c */
-/* A head was parsed into thread->request; `data` is what came behind it. Returns how much of it was used. */
+/* A head was parsed into thread->request; `data` is what came behind it. Returns how much of it was
+ * used. */
 size_t exchange_begin(struct client *c, const char *data, size_t bytes);
 void exchange_client_gone(struct client *c);
 void exchange_timeout(struct client *c);
@@ -197,18 +205,21 @@ void exchange_connected(struct client *c);
 void exchange_connect_failed(struct client *c, const char *why);
 void exchange_receive(struct client *c, enum err err, const char *data, size_t bytes);
 void exchange_sandbox_gone(struct client *c);
-/* Ends with an error of ours before any byte of the answer went out. Gives the slot back when the connection is closed. */
+/* Ends with an error of ours before any byte of the answer went out. Gives the slot back when the
+ * connection is closed. */
 void exchange_fail(struct client *c, enum answer answer, struct str message);
 
 /* body.c */
 void body_begin(struct client *c, const struct http_request *r);
 /* What is small is put behind the head. ERR_PROTOCOL: chunks that are not valid. */
-must_check enum err body_take_small(struct client *c, const char *data, size_t bytes, size_t *ret_used);
+must_check enum err body_take_small(struct client *c, const char *data, size_t bytes,
+                                    size_t *ret_used);
 /* Sends to the sandbox; returns how much was used, all of it unless the body ends before. */
 size_t body_send(struct client *c, const char *data, size_t bytes);
-/* Of the answer, behind `head` (in thread->out, or STR_NONE). *ret_done: the answer is complete, *ret_used of the bytes were its. */
-must_check enum err body_answer(struct client *c, struct str head, const char *data, size_t bytes, size_t *ret_used,
-                                bool *ret_done);
+/* Of the answer, behind `head` (in thread->out, or STR_NONE). *ret_done: the answer is complete,
+ * *ret_used of the bytes were its. */
+must_check enum err body_answer(struct client *c, struct str head, const char *data, size_t bytes,
+                                size_t *ret_used, bool *ret_done);
 
 /* upstream.c */
 struct pool *pool_of(struct thread *t, struct dispatch_endpoint *endpoint);
@@ -221,7 +232,8 @@ void upstream_send(struct upstream *u, const struct iovec *parts, int count);
 void upstream_finish(struct upstream *u);
 /* Closes; when the client holds a slot through it, that is given back when it is closed. */
 void upstream_abandon(struct upstream *u, struct client *c);
-/* The other side has acknowledged no byte of this request: nothing of it can have reached the program. */
+/* The other side has acknowledged no byte of this request: nothing of it can have reached the
+ * program. */
 bool upstream_took_nothing(const struct upstream *u);
 void pool_gone(struct pool *p);
 void pool_forget_idle(struct pool *p);

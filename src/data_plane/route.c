@@ -2,9 +2,9 @@
 #include "data_plane/route.h"
 #include <stdlib.h>
 
-const uint64_t histogram_bounds_us[HISTOGRAM_BOUNDS] = {50,     100,    250,    500,     1000,    2500,
-                                                        5000,   10000,  25000,  50000,   100000,  250000,
-                                                        500000, 1000000, 2500000, 5000000, 10000000, 60000000};
+const uint64_t histogram_bounds_us[HISTOGRAM_BOUNDS] = {
+    50,    100,    250,    500,    1000,    2500,    5000,    10000,    25000,
+    50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000, 60000000};
 
 void histogram_add(struct histogram *h, uint64_t ns)
 {
@@ -15,8 +15,8 @@ void histogram_add(struct histogram *h, uint64_t ns)
     stat_add(&h->sum_ns, ns);
 }
 
-struct failure *failure_new(unsigned status, const char *code, const char *message, struct str last_output,
-                            unsigned retry_after_s)
+struct failure *failure_new(unsigned status, const char *code, const char *message,
+                            struct str last_output, unsigned retry_after_s)
 {
     struct failure *f = mem_new(sizeof(*f));
     f->references = 1;

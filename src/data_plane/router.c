@@ -1,7 +1,9 @@
-/* router.c - what the control plane says becomes changes of routes; what the threads tell becomes reports to it.
+/* router.c - what the control plane says becomes changes of routes; what the threads tell becomes
+ * reports to it.
  *
- * Memory: a route goes when every thread has let it go; endpoints and outgrown lists go when every thread has been round its
- * loop since they became unreachable (an empty update, done in the order in which updates are given). */
+ * Memory: a route goes when every thread has let it go; endpoints and outgrown lists go when every
+ * thread has been round its loop since they became unreachable (an empty update, done in the order
+ * in which updates are given). */
 #include "data_plane/router.h"
 #include "base/hash.h"
 #include "base/log.h"
@@ -27,7 +29,7 @@ struct route_state {
     uint64_t report_ns; /* while active: when its period ends */
     bool in_snapshot;
     uint32_t queue_max, load_balancing; /* as told */
-    uint32_t removed_left; /* endpoints removed, whose memory is still there */
+    uint32_t removed_left;              /* endpoints removed, whose memory is still there */
 };
 
 struct sandbox_state { /* one known endpoint */
@@ -47,14 +49,14 @@ struct router {
     struct replicas *replicas;
     struct link *link; /* to the control plane that leads; NULL: none does */
     bool welcome, stopping, said_unreachable, said_unwritten;
-    bool changed;                 /* what the file of the snapshot does not have */
-    uint64_t snapshot_next_ns;    /* not earlier */
-    uint64_t sequence, taken; /* taken: the last message of this connection */
-    uint64_t sync; /* asked for in this turn; 0: none */
-    struct map routes;    /* function id -> struct route */
-    struct map sandboxes; /* sandbox id -> struct sandbox_state */
+    bool changed;                     /* what the file of the snapshot does not have */
+    uint64_t snapshot_next_ns;        /* not earlier */
+    uint64_t sequence, taken;         /* taken: the last message of this connection */
+    uint64_t sync;                    /* asked for in this turn; 0: none */
+    struct map routes;                /* function id -> struct route */
+    struct map sandboxes;             /* sandbox id -> struct sandbox_state */
     struct list active, garbage, due; /* of route_state */
-    struct loop_timer report, keep; /* keep: of the snapshot */
+    struct loop_timer report, keep;   /* keep: of the snapshot */
     struct loop_deferred flush;
     struct vector_u64 {
         uint64_t *items;
@@ -63,7 +65,7 @@ struct router {
     struct failed_endpoint {
         uint64_t sandbox_id;
         char reason[160];
-    } *failed;
+    } * failed;
     size_t failed_count, failed_capacity;
     struct update_item *changes; /* for the threads, of this turn */
     size_t change_count, change_capacity;
@@ -80,12 +82,12 @@ static uint64_t time_now(const struct router *c)
     return loop_now_ns(c->loop);
 }
 
-#define GROW(items, count, capacity)                                                                                           \
-    do {                                                                                                                       \
-        if ((count) == (capacity)) {                                                                                           \
-            (capacity) = MAX((capacity) * 2, (size_t)16);                                                                      \
-            (items) = mem_resize((items), (capacity), sizeof(*(items)));                                                       \
-        }                                                                                                                      \
+#define GROW(items, count, capacity)                                     \
+    do {                                                                 \
+        if ((count) == (capacity)) {                                     \
+            (capacity) = MAX((capacity)*2, (size_t)16);                  \
+            (items) = mem_resize((items), (capacity), sizeof(*(items))); \
+        }                                                                \
     } while (0)
 
 /* ---- changes for the threads: gathered, and told in one update ---- */
@@ -146,7 +148,8 @@ static void update_free(struct update *u)
     free(u);
 }
 
-static void update_tell(struct router *c, struct update_item *items, size_t count, struct after *after)
+static void update_tell(struct router *c, struct update_item *items, size_t count,
+                        struct after *after)
 {
     struct update *u = mem_new(sizeof(*u) + c->shared->thread_count * sizeof(u->posts[0]));
     u->items = items;
@@ -245,7 +248,8 @@ static void loads_add(struct router *c, struct route *r, struct loads *loads)
 {
     static_assert(ENDPOINTS_LOOKED_AT_MAX * sizeof(void *) <= 64 * 1024, "fits a stack");
     struct dispatch_endpoint *endpoints[ENDPOINTS_LOOKED_AT_MAX];
-    size_t count = MIN(dispatch_endpoints(r->dispatch, endpoints, ENDPOINTS_LOOKED_AT_MAX), (size_t)ENDPOINTS_LOOKED_AT_MAX);
+    size_t count = MIN(dispatch_endpoints(r->dispatch, endpoints, ENDPOINTS_LOOKED_AT_MAX),
+                       (size_t)ENDPOINTS_LOOKED_AT_MAX);
     for (size_t i = 0; i < count; i++) {
         struct sandbox_state *s = map_get(&c->sandboxes, endpoints[i]->sandbox_id);
         uint32_t in_flight = dispatch_endpoint_in_flight(endpoints[i]);
@@ -262,8 +266,7 @@ static void loads_add(struct router *c, struct route *r, struct loads *loads)
 static size_t due_count(struct router *c)
 {
     size_t count = 0;
-    list_for_each(s, &c->due, struct route_state, due_node)
-        count++;
+    list_for_each(s, &c->due, struct route_state, due_node) count++;
     return count;
 }
 
@@ -301,7 +304,8 @@ static void send_reports(struct router *c, struct loads *loads)
     m.drained = c->drained.items;
     m.taken = c->taken;
     m.n_sandbox_loads = loads != NULL ? loads->count : 0;
-    m.sandbox_loads = pointers_to(loads != NULL ? loads->items : NULL, m.n_sandbox_loads, sizeof(Dirigent__SandboxLoad));
+    m.sandbox_loads = pointers_to(loads != NULL ? loads->items : NULL, m.n_sandbox_loads,
+                                  sizeof(Dirigent__SandboxLoad));
     link_send(c->link, &m.base);
     free(m.demands);
     free(m.endpoint_failures);
@@ -311,16 +315,15 @@ static void send_reports(struct router *c, struct loads *loads)
     c->drained.count = c->failed_count = 0;
 }
 
-/* What happened in this turn leaves as one message. While the control plane is away it is dropped: demand is told anew when
- * it is back, and so is what was drained. */
+/* What happened in this turn leaves as one message. While the control plane is away it is dropped:
+ * demand is told anew when it is back, and so is what was drained. */
 static void on_flush(struct loop_deferred *d)
 {
     struct router *c = container_of(d, struct router, flush);
     changes_tell(c);
     if (c->link == NULL || !c->welcome) {
         c->drained.count = c->failed_count = 0;
-        list_for_each(s, &c->due, struct route_state, due_node)
-            list_remove(&s->due_node);
+        list_for_each(s, &c->due, struct route_state, due_node) list_remove(&s->due_node);
         return;
     }
     if (!list_is_empty(&c->due) || c->drained.count > 0 || c->failed_count > 0)
@@ -344,7 +347,8 @@ static void on_active_post(struct loop_post *post)
 static void on_demand_post(struct loop_post *post)
 {
     struct route *r = container_of(post, struct route, demand_post);
-    atomic_store(&r->demand_posted, false); /* before the numbers are read: what comes later posts again */
+    atomic_store(&r->demand_posted,
+                 false); /* before the numbers are read: what comes later posts again */
     make_active(r);
     demand_due(r);
 }
@@ -361,8 +365,9 @@ static bool came_to_rest(struct route *r, uint64_t total_before)
     return false;
 }
 
-/* Each active function has a period of its own, from its first request on: reported all at once, a thousand idle ones would
- * be stopped all at once. The list is in the order of the periods' ends. */
+/* Each active function has a period of its own, from its first request on: reported all at once, a
+ * thousand idle ones would be stopped all at once. The list is in the order of the periods' ends.
+ */
 static void on_report(struct loop_timer *timer)
 {
     struct router *c = container_of(timer, struct router, report);
@@ -381,7 +386,8 @@ static void on_report(struct loop_timer *timer)
         if (!list_is_linked(&s->due_node))
             list_push_back(&c->due, &s->due_node);
         loads_add(c, s->route, &loads);
-        if (demand.in_flight == 0 && demand.waiting == 0 && s->average <= 0 && came_to_rest(s->route, demand.requests_total))
+        if (demand.in_flight == 0 && demand.waiting == 0 && s->average <= 0 &&
+            came_to_rest(s->route, demand.requests_total))
             continue;
         s->report_ns = now + REPORT_PERIOD_NS;
         list_push_back(&c->active, &s->active_node);
@@ -440,7 +446,9 @@ static void on_endpoint_idle(void *user, struct dispatch_endpoint *endpoint)
 {
     struct route *r = user;
     struct idle_post *p = mem_new(sizeof(*p));
-    *p = (struct idle_post){.post.on_post = on_idle_post, .control = state_of(r)->control, .sandbox_id = endpoint->sandbox_id};
+    *p = (struct idle_post){.post.on_post = on_idle_post,
+                            .control = state_of(r)->control,
+                            .sandbox_id = endpoint->sandbox_id};
     loop_post(r->control_loop, &p->post);
 }
 
@@ -470,16 +478,19 @@ static void sandbox_retire(struct router *c, uint64_t sandbox_id)
 static void on_readmit(struct loop_timer *timer)
 {
     struct sandbox_state *s = container_of(timer, struct sandbox_state, readmit);
-    (void)dispatch_endpoint_admit(s->route->dispatch, s->id, s->control->thread, time_now(s->control));
+    (void)dispatch_endpoint_admit(s->route->dispatch, s->id, s->control->thread,
+                                  time_now(s->control));
 }
 
-static void on_endpoint_failed(struct thread_shared *shared, uint64_t sandbox_id, const char *reason)
+static void on_endpoint_failed(struct thread_shared *shared, uint64_t sandbox_id,
+                               const char *reason)
 {
     struct router *c = shared->user;
     struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
     if (s == NULL)
         return; /* gone already */
-    log_warn("endpoint.failed", LOG_U64("sandbox", sandbox_id), LOG_STR("function", s->route->name), LOG_STR("why", reason));
+    log_warn("endpoint.failed", LOG_U64("sandbox", sandbox_id), LOG_STR("function", s->route->name),
+             LOG_STR("why", reason));
     loop_timer_start(c->loop, &s->readmit, time_now(c) + READMIT_NS);
     GROW(c->failed, c->failed_count, c->failed_capacity);
     c->failed[c->failed_count].sandbox_id = sandbox_id;
@@ -487,7 +498,8 @@ static void on_endpoint_failed(struct thread_shared *shared, uint64_t sandbox_id
     flush_later(c);
 }
 
-static enum err sandbox_new(struct router *c, const Dirigent__Endpoint *m, struct sandbox **ret_sandbox, struct error *e)
+static enum err sandbox_new(struct router *c, const Dirigent__Endpoint *m,
+                            struct sandbox **ret_sandbox, struct error *e)
 {
     struct sandbox *sandbox = mem_new(sizeof(*sandbox));
     enum err err = address_parse(m->address, &sandbox->address, &sandbox->address_bytes, e);
@@ -514,7 +526,8 @@ static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
     struct error e = {0};
     if (s != NULL)
         s->in_snapshot = true;
-    if (s != NULL && s->drained) { /* by a control plane that is no more; the new one has it in use */
+    if (s != NULL &&
+        s->drained) { /* by a control plane that is no more; the new one has it in use */
         sandbox_forget(c, s);
     } else if (s != NULL) {
         /* When it is only just draining: once idle it is told so and forgotten, and named again. */
@@ -523,11 +536,13 @@ static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
         return;
     }
     if (r == NULL) {
-        log_warn("endpoint.no_function", LOG_U64("sandbox", m->sandbox_id), LOG_U64("function", m->function_id));
+        log_warn("endpoint.no_function", LOG_U64("sandbox", m->sandbox_id),
+                 LOG_U64("function", m->function_id));
         return;
     }
     if (sandbox_new(c, m, &sandbox, &e) != ERR_OK) {
-        log_error("endpoint.bad_address", LOG_U64("sandbox", m->sandbox_id), LOG_STR("why", e.text));
+        log_error("endpoint.bad_address", LOG_U64("sandbox", m->sandbox_id),
+                  LOG_STR("why", e.text));
         return;
     }
     s = mem_new(sizeof(*s));
@@ -552,8 +567,9 @@ static void on_route_gone(struct loop_post *post)
 {
     struct route *r = container_of(post, struct route, gone_post);
     struct after *after = mem_new(sizeof(*after));
-    after->route = r; /* after the updates that may still free endpoints of it */
-    changes_tell(state_of(r)->control); /* one of this turn may be about its sandboxes: threads must have done with them */
+    after->route = r;                   /* after the updates that may still free endpoints of it */
+    changes_tell(state_of(r)->control); /* one of this turn may be about its sandboxes: threads must
+                                           have done with them */
     update_tell(state_of(r)->control, NULL, 0, after);
 }
 
@@ -566,10 +582,14 @@ static struct route *route_new(struct router *c, const Dirigent__FunctionRoute *
 {
     struct route *r = mem_new(sizeof(*r) + c->shared->thread_count * sizeof(r->stats[0]));
     struct route_state *s = mem_new(sizeof(*s));
-    struct dispatch_options options = {
-        .concurrency = m->concurrency, .queue_max = m->queue_max, .policy = policy_of(m->load_balancing),
-        .threads = c->shared->thread_count + 1, .seed = clock_mono_ns(), .on_idle = on_endpoint_idle,
-        .on_free = on_endpoint_free, .user = r};
+    struct dispatch_options options = {.concurrency = m->concurrency,
+                                       .queue_max = m->queue_max,
+                                       .policy = policy_of(m->load_balancing),
+                                       .threads = c->shared->thread_count + 1,
+                                       .seed = clock_mono_ns(),
+                                       .on_idle = on_endpoint_idle,
+                                       .on_free = on_endpoint_free,
+                                       .user = r};
     s->control = c;
     s->route = r;
     r->id = m->function_id;
@@ -587,8 +607,9 @@ static struct route *route_new(struct router *c, const Dirigent__FunctionRoute *
 static void route_settings(struct route *r, const Dirigent__FunctionRoute *m)
 {
     atomic_store(&r->timeout_ns, (m->timeout_ms > 0 ? m->timeout_ms : 60000u) * NS_PER_MS);
-    atomic_store(&r->request_body_bytes_max,
-                 m->request_body_bytes_max > 0 ? m->request_body_bytes_max : REQUEST_BODY_BYTES_DEFAULT);
+    atomic_store(&r->request_body_bytes_max, m->request_body_bytes_max > 0
+                                                 ? m->request_body_bytes_max
+                                                 : REQUEST_BODY_BYTES_DEFAULT);
     atomic_store(&r->concurrency, m->concurrency);
     state_of(r)->queue_max = m->queue_max;
     state_of(r)->load_balancing = m->load_balancing;
@@ -599,7 +620,8 @@ static void route_put(struct router *c, const Dirigent__FunctionRoute *m)
     struct route *r = map_get(&c->routes, m->function_id);
     if (r != NULL) {
         route_settings(r, m);
-        dispatch_configure(r->dispatch, m->concurrency, m->queue_max, policy_of(m->load_balancing), c->thread, time_now(c));
+        dispatch_configure(r->dispatch, m->concurrency, m->queue_max, policy_of(m->load_balancing),
+                           c->thread, time_now(c));
         state_of(r)->in_snapshot = true;
         return;
     }
@@ -614,15 +636,17 @@ static void route_put(struct router *c, const Dirigent__FunctionRoute *m)
     change_add(c, (struct update_item){.kind = ROUTE_ADD, .route = r});
 }
 
-/* Waiting requests are answered, those in flight go on with the sandboxes they have. The last slot given back is told
- * (on_endpoint_idle) before the last thread lets the route go: its sandboxes are forgotten before it is freed. */
+/* Waiting requests are answered, those in flight go on with the sandboxes they have. The last slot
+ * given back is told (on_endpoint_idle) before the last thread lets the route go: its sandboxes are
+ * forgotten before it is freed. */
 static void route_remove(struct router *c, struct route *r)
 {
     char text[128];
     size_t cursor = 0, count = 0;
     struct sandbox_state *s;
     snprintf(text, sizeof(text), "function '%s' was deleted while the request waited", r->name);
-    struct failure *f = failure_new(answer_status(ANSWER_function_deleted), answer_code(ANSWER_function_deleted), text, STR_NONE, 0);
+    struct failure *f = failure_new(answer_status(ANSWER_function_deleted),
+                                    answer_code(ANSWER_function_deleted), text, STR_NONE, 0);
     (void)map_remove(&c->routes, r->id);
     (void)dispatch_close(r->dispatch, ERR_NOT_FOUND, f);
     failure_drop(f);
@@ -641,14 +665,15 @@ static void fail_waiting(struct router *c, const Dirigent__FailWaiting *m)
     struct route *r = map_get(&c->routes, m->function_id);
     if (r == NULL)
         return;
-    struct failure *f =
-        failure_new(m->status >= 400 && m->status <= 599 ? m->status : answer_status(ANSWER_waiting_failed),
-                    m->code[0] != '\0' ? m->code : answer_code(ANSWER_waiting_failed),
-                    m->message[0] != '\0' ? m->message : answer_message(ANSWER_waiting_failed),
-                    (struct str){(const char *)m->last_output.data, m->last_output.len}, m->retry_after_s);
+    struct failure *f = failure_new(
+        m->status >= 400 && m->status <= 599 ? m->status : answer_status(ANSWER_waiting_failed),
+        m->code[0] != '\0' ? m->code : answer_code(ANSWER_waiting_failed),
+        m->message[0] != '\0' ? m->message : answer_message(ANSWER_waiting_failed),
+        (struct str){(const char *)m->last_output.data, m->last_output.len}, m->retry_after_s);
     size_t count = dispatch_fail_waiting(r->dispatch, ERR_FAILED, f);
     failure_drop(f);
-    log_debug("function.fail_waiting", LOG_STR("function", r->name), LOG_STR("code", m->code), LOG_U64("requests", count));
+    log_debug("function.fail_waiting", LOG_STR("function", r->name), LOG_STR("code", m->code),
+              LOG_U64("requests", count));
     demand_due(r); /* at once: whoever waits from now on is told in a new report */
 }
 
@@ -676,8 +701,8 @@ static void forget_routes(struct router *c)
     free(gone);
 }
 
-/* A sandbox that is not named takes no new request, but what it has may end: it may only be draining. When it is dead its
- * connections say so. */
+/* A sandbox that is not named takes no new request, but what it has may end: it may only be
+ * draining. When it is dead its connections say so. */
 static void forget_sandboxes(struct router *c)
 {
     size_t cursor = 0, count = 0;
@@ -694,7 +719,9 @@ static void forget_sandboxes(struct router *c)
 
 static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
 {
-    c->changed |= m->snapshot || m->n_routes + m->n_removed_functions + m->n_endpoints + m->n_drain_sandboxes + m->n_remove_sandboxes > 0;
+    c->changed |= m->snapshot || m->n_routes + m->n_removed_functions + m->n_endpoints +
+                                         m->n_drain_sandboxes + m->n_remove_sandboxes >
+                                     0;
     if (m->snapshot)
         snapshot_begin(c);
     for (size_t i = 0; i < m->n_routes; i++)
@@ -753,8 +780,10 @@ static size_t keep_endpoints(struct router *c, struct kept_endpoint *items)
 {
     size_t cursor = 0, count = 0;
     for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;) {
-        const struct dispatch_endpoint *endpoint = dispatch_endpoint_find(s->route->dispatch, s->id);
-        if (endpoint == NULL || s->drained || s->forget_when_idle || dispatch_endpoint_is_ending(endpoint))
+        const struct dispatch_endpoint *endpoint =
+            dispatch_endpoint_find(s->route->dispatch, s->id);
+        if (endpoint == NULL || s->drained || s->forget_when_idle ||
+            dispatch_endpoint_is_ending(endpoint))
             continue;
         struct sandbox *sandbox = endpoint->user;
         struct kept_endpoint *k = &items[count++];
@@ -777,7 +806,8 @@ static void keep_packed(struct router *c, const Dirigent__FromControlPlane *m)
     enum err err = snapshot_write(c->options.data_path, (struct str){(char *)packed, bytes}, &e);
     free(packed);
     if (err != ERR_OK && !c->said_unwritten)
-        log_warn("snapshot.not_written", LOG_STR("why", e.text)); /* it serves on; only a start alone would know less */
+        log_warn("snapshot.not_written",
+                 LOG_STR("why", e.text)); /* it serves on; only a start alone would know less */
     c->said_unwritten = err != ERR_OK;
 }
 
@@ -810,13 +840,16 @@ static void snapshot_take(struct router *c)
     if (err == ERR_NOT_FOUND)
         return;
     Dirigent__FromControlPlane *m =
-        err == ERR_OK ? dirigent__from_control_plane__unpack(NULL, packed.bytes, (uint8_t *)packed.data) : NULL;
+        err == ERR_OK
+            ? dirigent__from_control_plane__unpack(NULL, packed.bytes, (uint8_t *)packed.data)
+            : NULL;
     if (m == NULL) {
-        log_warn("snapshot.refused", LOG_STR("why", err == ERR_OK ? "it is no message of the protocol" : e.text));
+        log_warn("snapshot.refused",
+                 LOG_STR("why", err == ERR_OK ? "it is no message of the protocol" : e.text));
         return;
     }
-    log_warn("snapshot.taken", LOG_STR("why", "no control plane is reached"), LOG_U64("functions", m->n_routes),
-             LOG_U64("sandboxes", m->n_endpoints));
+    log_warn("snapshot.taken", LOG_STR("why", "no control plane is reached"),
+             LOG_U64("functions", m->n_routes), LOG_U64("sandboxes", m->n_endpoints));
     take_orders(c, m);
     atomic_store(&c->shared->ready, true);
     dirigent__from_control_plane__free_unpacked(m, NULL);
@@ -838,8 +871,7 @@ static void on_keep(struct loop_timer *timer)
 /* A control plane that was away, or is a new one, knows nothing of what is going on here. */
 static void tell_everything(struct router *c)
 {
-    list_for_each(s, &c->active, struct route_state, active_node)
-        demand_due(s->route);
+    list_for_each(s, &c->active, struct route_state, active_node) demand_due(s->route);
     size_t cursor = 0;
     for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
         s->reported_in_flight = 0;
@@ -855,7 +887,8 @@ static void take_welcome(struct router *c, struct link *link, const Dirigent__We
     c->said_unreachable = false;
     link_set_timers(link, w->heartbeat_ms, w->dead_after_ms);
     atomic_store(&c->shared->control_plane_up, true);
-    log_info("control_plane.joined", LOG_STR("name", c->options.name), LOG_U64("epoch", replicas_epoch(c->replicas)));
+    log_info("control_plane.joined", LOG_STR("name", c->options.name),
+             LOG_U64("epoch", replicas_epoch(c->replicas)));
 }
 
 static void on_message(void *user, struct link *link, const Dirigent__FromControlPlane *m)
@@ -938,7 +971,9 @@ static void on_thread_stopped(struct thread_shared *shared)
         return;
     loop_timer_stop(c->loop, &c->report);
     loop_timer_stop(c->loop, &c->keep);
-    snapshot_remove(c->options.data_path); /* it stops on purpose: whoever starts it again asks the control plane */
+    snapshot_remove(
+        c->options
+            .data_path); /* it stops on purpose: whoever starts it again asks the control plane */
     if (c->link != NULL && c->welcome) {
         Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
         m.goodbye = true;
@@ -948,10 +983,14 @@ static void on_thread_stopped(struct thread_shared *shared)
     c->options.on_stopped(c->options.user);
 }
 
-enum err router_new(const struct router_options *options, struct router **ret_router, struct error *e)
+enum err router_new(const struct router_options *options, struct router **ret_router,
+                    struct error *e)
 {
-    static const struct replicas_callbacks callbacks = {
-        .on_hello = on_hello, .on_name = on_name, .on_message = on_message, .on_lost = on_lost, .on_failed = on_dial_failed};
+    static const struct replicas_callbacks callbacks = {.on_hello = on_hello,
+                                                        .on_name = on_name,
+                                                        .on_message = on_message,
+                                                        .on_lost = on_lost,
+                                                        .on_failed = on_dial_failed};
     struct router *c = mem_new(sizeof(*c));
     c->options = *options;
     c->shared = options->shared;

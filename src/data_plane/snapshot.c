@@ -13,7 +13,8 @@
 #define BYTES_MAX (512u * MIB)
 #define BOOT_ID_BYTES 36u
 #define HEAD_FORMAT "dirigent-snapshot 1 %s %s\n"
-#define HEAD_BYTES (sizeof("dirigent-snapshot 1  \n") - 1 + BOOT_ID_BYTES + 2 * SHA256_DIGEST_LENGTH)
+#define HEAD_BYTES \
+    (sizeof("dirigent-snapshot 1  \n") - 1 + BOOT_ID_BYTES + 2 * SHA256_DIGEST_LENGTH)
 
 static void boot_id(char *ret_id)
 {
@@ -22,7 +23,8 @@ static void boot_id(char *ret_id)
     struct error e = {0};
     memset(ret_id, '0', BOOT_ID_BYTES); /* a kernel that does not say it: then only age counts */
     ret_id[BOOT_ID_BYTES] = '\0';
-    if (file_read("/proc/sys/kernel/random/boot_id", 4096, &text, &bytes, &e) == ERR_OK && bytes >= BOOT_ID_BYTES)
+    if (file_read("/proc/sys/kernel/random/boot_id", 4096, &text, &bytes, &e) == ERR_OK &&
+        bytes >= BOOT_ID_BYTES)
         memcpy(ret_id, text, BOOT_ID_BYTES);
 }
 
@@ -45,12 +47,13 @@ enum err snapshot_write(const char *directory, struct str payload, struct error 
     cleanup(free_pointer) char *path = mem_printf("%s/" FILE_NAME, directory);
     cleanup(free_pointer) char *beside = mem_printf("%s/." FILE_NAME ".new", directory);
     char head[HEAD_BYTES + 1];
-    cleanup(fd_close) int fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    cleanup(fd_close) int fd =
+        open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return error_errno(e, "write '%s'", beside);
     head_make(payload, head);
-    if (fd_write_all(fd, head, HEAD_BYTES) != ERR_OK || fd_write_all(fd, payload.data, payload.bytes) != ERR_OK ||
-        rename(beside, path) < 0) {
+    if (fd_write_all(fd, head, HEAD_BYTES) != ERR_OK ||
+        fd_write_all(fd, payload.data, payload.bytes) != ERR_OK || rename(beside, path) < 0) {
         enum err err = error_errno(e, "write '%s'", path);
         (void)unlink(beside);
         return err;
@@ -76,15 +79,21 @@ static enum err check_age(const char *path, uint64_t now_ms, struct error *e)
     if (stat(path, &status) < 0)
         return errno == ENOENT ? error_set(e, ERR_NOT_FOUND, "there is no snapshot '%s'", path)
                                : error_errno(e, "read '%s'", path);
-    uint64_t then_ms = (uint64_t)status.st_mtim.tv_sec * 1000 + (uint64_t)status.st_mtim.tv_nsec / NS_PER_MS;
-    uint64_t age_ms = now_ms > then_ms ? now_ms - then_ms : then_ms - now_ms; /* a clock that was set back is no proof */
+    uint64_t then_ms =
+        (uint64_t)status.st_mtim.tv_sec * 1000 + (uint64_t)status.st_mtim.tv_nsec / NS_PER_MS;
+    uint64_t age_ms = now_ms > then_ms
+                          ? now_ms - then_ms
+                          : then_ms - now_ms; /* a clock that was set back is no proof */
     if (age_ms > SNAPSHOT_AGE_MS_MAX)
-        return error_set(e, ERR_STALE, "the snapshot '%s' is %" PRIu64 " s old: addresses in it may be others' by now", path,
-                         age_ms / 1000);
+        return error_set(e, ERR_STALE,
+                         "the snapshot '%s' is %" PRIu64
+                         " s old: addresses in it may be others' by now",
+                         path, age_ms / 1000);
     return ERR_OK;
 }
 
-enum err snapshot_read(const char *directory, uint64_t now_ms, struct buf *ret_payload, struct error *e)
+enum err snapshot_read(const char *directory, uint64_t now_ms, struct buf *ret_payload,
+                       struct error *e)
 {
     cleanup(free_pointer) char *path = mem_printf("%s/" FILE_NAME, directory);
     cleanup(free_pointer) char *text = NULL;
@@ -102,7 +111,8 @@ enum err snapshot_read(const char *directory, uint64_t now_ms, struct buf *ret_p
     if (memcmp(text, "dirigent-snapshot 1 ", sizeof("dirigent-snapshot 1 ") - 1) != 0)
         return error_set(e, ERR_CORRUPT, "'%s' is no snapshot of this format", path);
     if (memcmp(boot_there, boot, BOOT_ID_BYTES) != 0)
-        return error_set(e, ERR_STALE, "the snapshot '%s' is from before this host's last start", path);
+        return error_set(e, ERR_STALE, "the snapshot '%s' is from before this host's last start",
+                         path);
     head_make((struct str){text + HEAD_BYTES, bytes - HEAD_BYTES}, head);
     if (memcmp(text, head, HEAD_BYTES) != 0)
         return error_set(e, ERR_CORRUPT, "the snapshot '%s' is damaged", path);

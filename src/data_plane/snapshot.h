@@ -1,9 +1,11 @@
-/* snapshot.h - what a data plane knows, in a file, for a start while no control plane is reached. Blocks; control thread only.
+/* snapshot.h - what a data plane knows, in a file, for a start while no control plane is reached.
+ * Blocks; control thread only.
  *
- * The file is whole or absent (written beside, renamed) and is checked by its digest; it is not synced: it only serves
- * restarts within one boot of the host. A sandbox's address may be given to another sandbox after its end, so a file is good
- * only while it is fresh: whoever writes it touches it every SNAPSHOT_TOUCH_MS, and it is refused when it is older than
- * SNAPSHOT_AGE_MS_MAX or of another boot. */
+ * The file is whole or absent (written beside, renamed) and is checked by its digest; it is not
+ * synced: it only serves restarts within one boot of the host. A sandbox's address may be given to
+ * another sandbox after its end, so a file is good only while it is fresh: whoever writes it
+ * touches it every SNAPSHOT_TOUCH_MS, and it is refused when it is older than SNAPSHOT_AGE_MS_MAX
+ * or of another boot. */
 #pragma once
 #include "base/base.h"
 #include "base/str.h"
@@ -15,6 +17,8 @@
 must_check enum err snapshot_write(const char *directory, struct str payload, struct error *e);
 void snapshot_touch(const char *directory);
 void snapshot_remove(const char *directory);
-/* ERR_NOT_FOUND: there is none. ERR_STALE: too old, or of another boot. ERR_CORRUPT: cut or changed. The sentence says which.
- * *ret_payload is the caller's (buf_done). now_ms: wall clock, as the file's times. */
-must_check enum err snapshot_read(const char *directory, uint64_t now_ms, struct buf *ret_payload, struct error *e);
+/* ERR_NOT_FOUND: there is none. ERR_STALE: too old, or of another boot. ERR_CORRUPT: cut or
+ * changed. The sentence says which. *ret_payload is the caller's (buf_done). now_ms: wall clock, as
+ * the file's times. */
+must_check enum err snapshot_read(const char *directory, uint64_t now_ms, struct buf *ret_payload,
+                                  struct error *e);

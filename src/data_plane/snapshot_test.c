@@ -89,12 +89,14 @@ TEST(an_old_one_is_refused_until_it_is_touched)
     struct error e = {0};
     cleanup(free_pointer) char *file = mem_printf("%s/snapshot", path);
     CHECK_EQ(snapshot_write(path, STR("x"), &e), ERR_OK);
-    struct timespec old[2] = {{.tv_sec = (time_t)(clock_real_ms() / 1000) - 60}, {.tv_sec = (time_t)(clock_real_ms() / 1000) - 60}};
+    struct timespec old[2] = {{.tv_sec = (time_t)(clock_real_ms() / 1000) - 60},
+                              {.tv_sec = (time_t)(clock_real_ms() / 1000) - 60}};
     CHECK(utimensat(AT_FDCWD, file, old, 0) == 0);
     CHECK_EQ(read_back(path, clock_real_ms(), &back), ERR_STALE);
     snapshot_touch(path);
     CHECK_EQ(read_back(path, clock_real_ms(), &back), ERR_OK);
-    CHECK_EQ(read_back(path, clock_real_ms() - SNAPSHOT_AGE_MS_MAX - 5000, &back), ERR_STALE); /* the clock was set back */
+    CHECK_EQ(read_back(path, clock_real_ms() - SNAPSHOT_AGE_MS_MAX - 5000, &back),
+             ERR_STALE); /* the clock was set back */
     directory_remove(path);
 }
 

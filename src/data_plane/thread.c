@@ -1,6 +1,6 @@
 /* thread.c - the life of one serving thread and what it is told from outside. */
-#include "data_plane/proxy.h"
 #include "base/log.h"
+#include "data_plane/proxy.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
@@ -27,7 +27,8 @@ struct buf thread_spare_head(struct thread *t)
 void thread_keep_head(struct thread *t, struct buf *head)
 {
     head->bytes = 0;
-    if (head->data == NULL || head->capacity > HEAD_KEPT_BYTES_MAX || t->spare_count == SPARE_HEADS_MAX) {
+    if (head->data == NULL || head->capacity > HEAD_KEPT_BYTES_MAX ||
+        t->spare_count == SPARE_HEADS_MAX) {
         buf_done(head);
         return;
     }
@@ -152,7 +153,8 @@ void threads_update(struct thread_shared *shared, struct update *u)
     u->done.on_post = on_update_done;
     u->threads_left = shared->thread_count;
     for (uint32_t i = 0; i < shared->thread_count; i++) {
-        u->posts[i] = (struct update_post){.post.on_post = on_update, .update = u, .thread = shared->threads[i]};
+        u->posts[i] = (struct update_post){
+            .post.on_post = on_update, .update = u, .thread = shared->threads[i]};
         loop_post(shared->threads[i]->loop, &u->posts[i].post);
     }
 }
@@ -226,9 +228,9 @@ static void on_stop_timer(struct loop_timer *timer)
 {
     struct thread *t = container_of(timer, struct thread, stop_timer);
     if (!list_is_empty(&t->clients))
-        log_warn("data_plane.cut", LOG_U64("thread", t->index), LOG_U64("requests", t->client_count));
-    list_for_each(c, &t->clients, struct client, node)
-        exchange_client_gone(c);
+        log_warn("data_plane.cut", LOG_U64("thread", t->index),
+                 LOG_U64("requests", t->client_count));
+    list_for_each(c, &t->clients, struct client, node) exchange_client_gone(c);
     thread_check_stopped(t);
 }
 
@@ -238,9 +240,8 @@ static void on_stop(struct loop_post *post)
     t->stopping = true;
     loop_listener_stop(&t->listener);
     loop_timer_stop(t->loop, &t->sweep);
-    list_for_each(c, &t->clients, struct client, node)
-        if (c->state == CLIENT_HEAD && c->in.bytes == 0)
-            client_close(c);
+    list_for_each(c, &t->clients, struct client,
+                  node) if (c->state == CLIENT_HEAD && c->in.bytes == 0) client_close(c);
     loop_timer_start(t->loop, &t->stop_timer, t->stop_deadline_ns);
     thread_check_stopped(t);
 }
@@ -267,8 +268,8 @@ static void *run(void *user)
 
 /* ---- life ---- */
 
-enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd, struct thread **ret_thread,
-                    struct error *e)
+enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd,
+                    struct thread **ret_thread, struct error *e)
 {
     struct thread *t = mem_new(sizeof(*t));
     uint64_t seed;

@@ -1,4 +1,5 @@
-/* upstream.c - connections to sandboxes: kept ones are used last in, first out; each carries one request at a time. */
+/* upstream.c - connections to sandboxes: kept ones are used last in, first out; each carries one
+ * request at a time. */
 #include "data_plane/proxy.h"
 #include <linux/tcp.h> /* netinet/tcp.h lacks tcpi_bytes_acked */
 #include <netinet/in.h>
@@ -17,10 +18,11 @@ static struct sandbox *sandbox_of(const struct dispatch_endpoint *endpoint)
 static void on_gone_timer(struct loop_timer *timer)
 {
     struct pool *p = container_of(timer, struct pool, gone_timer);
-    /* What ended properly has told so by itself; what is silent since then will say nothing any more. */
-    list_for_each(u, &p->active, struct upstream, node)
-        if (u->client != NULL && u->received_ns <= p->gone_ns)
-            exchange_sandbox_gone(u->client);
+    /* What ended properly has told so by itself; what is silent since then will say nothing any
+     * more. */
+    list_for_each(u, &p->active, struct upstream,
+                  node) if (u->client != NULL && u->received_ns <= p->gone_ns)
+        exchange_sandbox_gone(u->client);
     if (!list_is_empty(&p->active)) {
         p->gone_ns = now_ns(p->thread);
         loop_timer_start(p->thread->loop, timer, p->gone_ns + GONE_GRACE_NS);
@@ -66,8 +68,7 @@ static void close_upstream(struct upstream *u)
 
 void pool_forget_idle(struct pool *p)
 {
-    list_for_each(u, &p->idle, struct upstream, node)
-        close_upstream(u);
+    list_for_each(u, &p->idle, struct upstream, node) close_upstream(u);
 }
 
 void pool_gone(struct pool *p)
@@ -86,9 +87,8 @@ void pool_gone(struct pool *p)
 void pool_sweep(struct pool *p)
 {
     uint64_t now = now_ns(p->thread);
-    list_for_each(u, &p->idle, struct upstream, node)
-        if (now - u->used_ns > IDLE_UPSTREAM_NS)
-            close_upstream(u);
+    list_for_each(u, &p->idle, struct upstream, node) if (now - u->used_ns > IDLE_UPSTREAM_NS)
+        close_upstream(u);
 }
 
 void pool_close(struct pool *p)
@@ -108,7 +108,8 @@ static void pool_add_idle(struct pool *p, struct upstream *u)
     u->is_idle = true;
     u->client = NULL;
     u->used_ns = now_ns(p->thread);
-    atomic_store_explicit(&sandbox_of(p->endpoint)->kept_by, p->thread->index + 1, memory_order_relaxed);
+    atomic_store_explicit(&sandbox_of(p->endpoint)->kept_by, p->thread->index + 1,
+                          memory_order_relaxed);
 }
 
 struct upstream *pool_take_idle(struct pool *p)
@@ -206,8 +207,9 @@ void upstream_connect(struct pool *p, struct client *c)
     loop_timer_init(&u->connect_timer, on_connect_timer);
     http_chunked_init(&u->chunked);
     stat_add(&t->counters.upstream_connects, 1);
-    if (loop_stream_connect(t->loop, &u->stream, &stream_callbacks, (struct sockaddr *)&sandbox->address,
-                            sandbox->address_bytes, &connected, &t->error) != ERR_OK) {
+    if (loop_stream_connect(t->loop, &u->stream, &stream_callbacks,
+                            (struct sockaddr *)&sandbox->address, sandbox->address_bytes,
+                            &connected, &t->error) != ERR_OK) {
         stat_add(&t->counters.upstream_connect_failures, 1);
         free(u);
         exchange_connect_failed(c, t->error.text);
@@ -221,7 +223,8 @@ void upstream_connect(struct pool *p, struct client *c)
     if (connected)
         exchange_connected(c);
     else
-        loop_timer_start(t->loop, &u->connect_timer, now_ns(t) + UPSTREAM_CONNECT_TIMEOUT_MS * NS_PER_MS);
+        loop_timer_start(t->loop, &u->connect_timer,
+                         now_ns(t) + UPSTREAM_CONNECT_TIMEOUT_MS * NS_PER_MS);
 }
 
 void upstream_attach(struct upstream *u, struct client *c)
@@ -241,7 +244,8 @@ void upstream_send(struct upstream *u, const struct iovec *parts, int count)
 void upstream_finish(struct upstream *u)
 {
     struct pool *p = u->pool;
-    bool keep = !u->spoiled && !p->gone && !dispatch_endpoint_is_ending(p->endpoint) && !p->thread->stopping && p->idle_count < IDLE_UPSTREAMS_MAX &&
+    bool keep = !u->spoiled && !p->gone && !dispatch_endpoint_is_ending(p->endpoint) &&
+                !p->thread->stopping && p->idle_count < IDLE_UPSTREAMS_MAX &&
                 loop_stream_pending(&u->stream) == 0;
     u->in.bytes = 0;
     u->scanned = 0;

@@ -1,6 +1,6 @@
-/* http1.c - heads of requests and answers. One pass: each byte is looked at once, by the part of the grammar it
- * belongs to, and whatever is not in the grammar is refused there. Only the part of a head that came late is looked
- * at twice: for its end first, and then with the rest. */
+/* http1.c - heads of requests and answers. One pass: each byte is looked at once, by the part of
+ * the grammar it belongs to, and whatever is not in the grammar is refused there. Only the part of
+ * a head that came late is looked at twice: for its end first, and then with the rest. */
 #include "http/http1_internal.h"
 #include <stdio.h>
 
@@ -19,8 +19,8 @@ static size_t run_of(const struct cursor *c, uint8_t class)
 }
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-/* Marks the high bit of the first byte that is a control character (0x00-0x1f, 0x7f); what is marked behind the
- * first may be wrong, for the subtractions borrow upwards. */
+/* Marks the high bit of the first byte that is a control character (0x00-0x1f, 0x7f); what is
+ * marked behind the first may be wrong, for the subtractions borrow upwards. */
 static uint64_t controls_in(uint64_t word)
 {
     const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
@@ -83,9 +83,10 @@ static bool is_name(const char *name, const char *lower, size_t bytes)
 /* Length and first character leave one candidate in nearly all cases. */
 static enum http_field field_of(struct str name)
 {
-#define CANDIDATE(first, rest, field)                                                                                   \
-    case sizeof(rest) << 8 | (first):                                                                                  \
-        return is_name(name.data + 1, rest, sizeof(rest) - 1) ? HTTP_FIELD_##field : HTTP_FIELD_OTHER
+#define CANDIDATE(first, rest, field)                                              \
+    case sizeof(rest) << 8 | (first):                                              \
+        return is_name(name.data + 1, rest, sizeof(rest) - 1) ? HTTP_FIELD_##field \
+                                                              : HTTP_FIELD_OTHER
     switch (name.bytes << 8 | (unsigned char)(name.data[0] | 0x20)) {
         CANDIDATE('t', "e", TE);
         CANDIDATE('v', "ia", VIA);
@@ -143,8 +144,8 @@ struct head {
     bool upgrade_websocket, expect_continue, trailers;
 };
 
-/* Host, Content-Length and Transfer-Encoding may come once; the others are lists, which may go on in a further line
- * (RFC 9110 5.3). */
+/* Host, Content-Length and Transfer-Encoding may come once; the others are lists, which may go on
+ * in a further line (RFC 9110 5.3). */
 static void field_note(struct head *h, const struct http_header *header)
 {
     struct str value = header->value;
@@ -200,15 +201,18 @@ static enum err name_refuse(const struct cursor *c, size_t name_bytes, struct er
 {
     char bad = c->at[name_bytes];
     bool blank = bad == ' ' || bad == '\t';
-    if (blank && name_bytes == 0) /* RFC 9112 5.2: a folded line, or blanks before the first one (2.2) */
+    if (blank &&
+        name_bytes == 0) /* RFC 9112 5.2: a folded line, or blanks before the first one (2.2) */
         return error_set(e, ERR_PROTOCOL, "a header line begins with a blank");
     if (blank) /* RFC 9112 5.1 */
-        return error_set(e, ERR_PROTOCOL, "a blank stands between the name of a header and its colon");
+        return error_set(e, ERR_PROTOCOL,
+                         "a blank stands between the name of a header and its colon");
     if (bad == ':')
         return error_set(e, ERR_PROTOCOL, "a header has no name");
     if (bad == '\r' || bad == '\n')
         return error_set(e, ERR_PROTOCOL, "a header line has no colon, or does not end with CR LF");
-    return error_set(e, ERR_PROTOCOL, "the name of a header has a character that is not allowed: 0x%02x",
+    return error_set(e, ERR_PROTOCOL,
+                     "the name of a header has a character that is not allowed: 0x%02x",
                      (unsigned char)bad);
 }
 
@@ -228,15 +232,16 @@ static enum err field_parse(struct cursor *c, struct http_header *ret, struct er
     size_t value_bytes = run_of_value(c);
     ret->value = (struct str){c->at, value_bytes};
     c->at += value_bytes;
-    while (ret->value.bytes > 0 &&
-           (ret->value.data[ret->value.bytes - 1] == ' ' || ret->value.data[ret->value.bytes - 1] == '\t'))
+    while (ret->value.bytes > 0 && (ret->value.data[ret->value.bytes - 1] == ' ' ||
+                                    ret->value.data[ret->value.bytes - 1] == '\t'))
         ret->value.bytes--;
     if (c->end - c->at >= 2 && c->at[0] == '\r' && c->at[1] == '\n') {
         c->at += 2;
         return ERR_OK;
     }
     char what[96];
-    snprintf(what, sizeof(what), "the value of header '%.*s'", (int)MIN(name_bytes, (size_t)64), ret->name.data);
+    snprintf(what, sizeof(what), "the value of header '%.*s'", (int)MIN(name_bytes, (size_t)64),
+             ret->name.data);
     return line_end(c, what, e);
 }
 
@@ -249,7 +254,8 @@ static enum err fields_parse(struct cursor *c, struct head *h, struct error *e)
         if (*c->at == '\r')
             return line_end(c, "the line that ends the head", e);
         if (h->count == HTTP_HEADER_COUNT_MAX)
-            return error_set(e, ERR_TOO_LARGE, "the head has more than %u headers", HTTP_HEADER_COUNT_MAX);
+            return error_set(e, ERR_TOO_LARGE, "the head has more than %u headers",
+                             HTTP_HEADER_COUNT_MAX);
         struct http_header *header = &h->headers[h->count];
         enum err err = field_parse(c, header, e);
         if (err != ERR_OK)
@@ -262,8 +268,8 @@ static enum err fields_parse(struct cursor *c, struct head *h, struct error *e)
 
 /* ---- framing, RFC 9112 6 ---- */
 
-/* A list of codings that is not exactly `chunked`. Well-formed with an unknown coding: not implemented (6.1).
- * Anything else cannot be framed (6.3). */
+/* A list of codings that is not exactly `chunked`. Well-formed with an unknown coding: not
+ * implemented (6.1). Anything else cannot be framed (6.3). */
 static enum err codings_refuse(struct str list, struct error *e)
 {
     struct str value = list;
@@ -305,7 +311,8 @@ static enum err framing_parse(const struct head *h, uint8_t minor_version, enum 
         *ret_body = HTTP_BODY_CHUNKED;
         return ERR_OK;
     }
-    if (str_to_u64(h->content_length, INT64_MAX, ret_length) != ERR_OK) /* RFC 9110 8.6: digits only */
+    if (str_to_u64(h->content_length, INT64_MAX, ret_length) !=
+        ERR_OK) /* RFC 9110 8.6: digits only */
         return error_set(e, ERR_PROTOCOL, "Content-Length is '%.*s': not a number of bytes",
                          (int)MIN(h->content_length.bytes, (size_t)64), h->content_length.data);
     *ret_body = HTTP_BODY_LENGTH;
@@ -331,8 +338,8 @@ static enum err version_parse(struct cursor *c, uint8_t *ret_minor, struct error
     if (there < sizeof("HTTP/1.1") - 1)
         return ERR_MORE;
     if (c->at[5] != '1' || c->at[7] > '1')
-        return error_set(e, ERR_VERSION, "HTTP version %c.%c is not spoken here, only 1.0 and 1.1", c->at[5],
-                         c->at[7]);
+        return error_set(e, ERR_VERSION, "HTTP version %c.%c is not spoken here, only 1.0 and 1.1",
+                         c->at[5], c->at[7]);
     *ret_minor = (uint8_t)(c->at[7] - '0');
     c->at += sizeof("HTTP/1.1") - 1;
     return ERR_OK;
@@ -347,32 +354,38 @@ static bool is_port(struct str s)
     if (s.bytes == 0)
         return true;
     struct str digits = {s.data + 1, s.bytes - 1};
-    return s.data[0] == ':' && (digits.bytes == 0 || str_to_u64(digits, UINT16_MAX, &port) == ERR_OK);
+    return s.data[0] == ':' &&
+           (digits.bytes == 0 || str_to_u64(digits, UINT16_MAX, &port) == ERR_OK);
 }
 
-/* "[" IPv6 "]": hexadecimal digits, colons and dots; no zones, no future versions. 0 when it is not one. */
+/* "[" IPv6 "]": hexadecimal digits, colons and dots; no zones, no future versions. 0 when it is not
+ * one. */
 static size_t ipv6_bytes(struct str host)
 {
     size_t i = 1, colons = 0;
     for (; i < host.bytes && host.data[i] != ']'; i++) {
-        if (!http_char_is(host.data[i], HTTP_CHAR_HEX) && host.data[i] != ':' && host.data[i] != '.')
+        if (!http_char_is(host.data[i], HTTP_CHAR_HEX) && host.data[i] != ':' &&
+            host.data[i] != '.')
             return 0;
         colons += host.data[i] == ':';
     }
-    return i < host.bytes && colons >= 2 && i <= sizeof("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255") - 1 ? i + 1
-                                                                                                               : 0;
+    return i < host.bytes && colons >= 2 &&
+                   i <= sizeof("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255") - 1
+               ? i + 1
+               : 0;
 }
 
-/* host[:port], RFC 9110 7.2. Of the names that RFC 3986 knows only those of letters, digits, '-', '.' and '_' pass:
- * no user part, no percent-encoding, no empty name. */
+/* host[:port], RFC 9110 7.2. Of the names that RFC 3986 knows only those of letters, digits, '-',
+ * '.' and '_' pass: no user part, no percent-encoding, no empty name. */
 static enum err host_parse(struct str host, struct str *ret_name, struct error *e)
 {
     struct cursor c = {host.data, host.data + host.bytes};
-    size_t name = host.bytes == 0           ? 0
+    size_t name = host.bytes == 0       ? 0
                   : host.data[0] == '[' ? ipv6_bytes(host)
                                         : run_of(&c, HTTP_CHAR_HOST);
     if (name == 0 || !is_port((struct str){host.data + name, host.bytes - name}))
-        return error_set(e, ERR_PROTOCOL, "the host '%.*s' is not a name or address with an optional port",
+        return error_set(e, ERR_PROTOCOL,
+                         "the host '%.*s' is not a name or address with an optional port",
                          (int)MIN(host.bytes, (size_t)64), host.data);
     *ret_name = (struct str){host.data, name};
     return ERR_OK;
@@ -382,9 +395,10 @@ static enum err host_parse(struct str host, struct str *ret_name, struct error *
 static enum err authority_take(struct http_request *r, struct str *rest, struct error *e)
 {
     struct str t = *rest, http = STR("http://"), https = STR("https://");
-    size_t scheme = str_equal_nocase((struct str){t.data, MIN(t.bytes, http.bytes)}, http)     ? http.bytes
-                    : str_equal_nocase((struct str){t.data, MIN(t.bytes, https.bytes)}, https) ? https.bytes
-                                                                                               : 0;
+    size_t scheme =
+        str_equal_nocase((struct str){t.data, MIN(t.bytes, http.bytes)}, http)     ? http.bytes
+        : str_equal_nocase((struct str){t.data, MIN(t.bytes, https.bytes)}, https) ? https.bytes
+                                                                                   : 0;
     if (scheme == 0)
         return error_set(e, ERR_PROTOCOL, "the target is neither a path nor an http:// address");
     size_t end = scheme;
@@ -402,14 +416,16 @@ static enum err target_parse(struct http_request *r, struct error *e)
     r->path = r->query = r->host = STR_NONE;
     if (r->method == HTTP_CONNECT) { /* authority-form, always with a port */
         r->host = r->target;
-        if (memchr(rest.data, ':', rest.bytes) == NULL || !http_char_is(rest.data[rest.bytes - 1], HTTP_CHAR_DIGIT))
+        if (memchr(rest.data, ':', rest.bytes) == NULL ||
+            !http_char_is(rest.data[rest.bytes - 1], HTTP_CHAR_DIGIT))
             return error_set(e, ERR_PROTOCOL, "the target of CONNECT is not host:port");
         return ERR_OK;
     }
     if (str_equal(rest, STR("*"))) {
         r->path = rest;
-        return r->method == HTTP_OPTIONS ? ERR_OK
-                                         : error_set(e, ERR_PROTOCOL, "the target '*' is for OPTIONS only");
+        return r->method == HTTP_OPTIONS
+                   ? ERR_OK
+                   : error_set(e, ERR_PROTOCOL, "the target '*' is for OPTIONS only");
     }
     if (rest.data[0] != '/') {
         enum err err = authority_take(r, &rest, e);
@@ -431,7 +447,8 @@ static enum err request_line_parse(struct cursor *c, struct http_request *r, str
     if (c->at + method == c->end)
         return ERR_MORE;
     if (method == 0 || c->at[method] != ' ')
-        return error_set(e, ERR_PROTOCOL, "the request line does not begin with a method and a blank");
+        return error_set(e, ERR_PROTOCOL,
+                         "the request line does not begin with a method and a blank");
     r->method_text = (struct str){c->at, method};
     r->method = method_of(r->method_text);
     c->at += method + 1;
@@ -439,8 +456,9 @@ static enum err request_line_parse(struct cursor *c, struct http_request *r, str
     if (c->at + target == c->end)
         return ERR_MORE;
     if (target == 0 || c->at[target] != ' ')
-        return error_set(e, ERR_PROTOCOL, "the request line has no target, one with a character that is not allowed "
-                                          "(0x%02x), or no version behind it",
+        return error_set(e, ERR_PROTOCOL,
+                         "the request line has no target, one with a character that is not allowed "
+                         "(0x%02x), or no version behind it",
                          (unsigned char)c->at[target]);
     r->target = (struct str){c->at, target};
     c->at += target + 1;
@@ -450,7 +468,8 @@ static enum err request_line_parse(struct cursor *c, struct http_request *r, str
     return err == ERR_OK ? target_parse(r, e) : err;
 }
 
-/* RFC 9112 3.2: Host exactly once in 1.1, at most once in 1.0; valid also where an absolute target comes first. */
+/* RFC 9112 3.2: Host exactly once in 1.1, at most once in 1.0; valid also where an absolute target
+ * comes first. */
 static enum err host_take(const struct head *h, struct http_request *r, struct error *e)
 {
     r->host_name = STR_NONE;
@@ -493,17 +512,20 @@ static enum err request_parse(struct cursor *c, struct http_request *r, struct e
     r->keep_alive = keep_alive_of(&h, r->minor_version);
     r->trailers_accepted = h.trailers;
     /* RFC 9110 10.1.1: not in 1.0. What has no body has nothing to wait for. */
-    r->expect_continue = h.expect_continue && r->minor_version >= 1 &&
-                         (r->body == HTTP_BODY_CHUNKED || (r->body == HTTP_BODY_LENGTH && r->content_length > 0));
+    r->expect_continue =
+        h.expect_continue && r->minor_version >= 1 &&
+        (r->body == HTTP_BODY_CHUNKED || (r->body == HTTP_BODY_LENGTH && r->content_length > 0));
     /* RFC 6455 4.1; with a body it would not be clear where the new protocol begins. */
     r->upgrade_websocket = h.upgrade_websocket && h.connection_upgrade && r->method == HTTP_GET &&
-                           r->minor_version >= 1 && r->body != HTTP_BODY_CHUNKED && r->content_length == 0;
+                           r->minor_version >= 1 && r->body != HTTP_BODY_CHUNKED &&
+                           r->content_length == 0;
     return ERR_OK;
 }
 
 /* ---- answers ---- */
 
-/* RFC 9112 4. The blank behind the status may be missing when there is no reason, as many servers send it. */
+/* RFC 9112 4. The blank behind the status may be missing when there is no reason, as many servers
+ * send it. */
 static enum err status_line_parse(struct cursor *c, struct http_response *r, struct error *e)
 {
     enum err err = version_parse(c, &r->minor_version, e);
@@ -528,7 +550,8 @@ static void answer_framing(struct http_response *r, enum http_method method)
 {
     bool never = r->status < 200 || r->status == 204 || (method == HTTP_CONNECT && r->status < 300);
     if (never && (r->body == HTTP_BODY_CHUNKED || r->content_length > 0))
-        r->keep_alive = false; /* RFC 9112 6.1, RFC 9110 8.6: it must not announce a body. Perhaps one comes */
+        r->keep_alive =
+            false; /* RFC 9112 6.1, RFC 9110 8.6: it must not announce a body. Perhaps one comes */
     if (never || method == HTTP_HEAD || r->status == 304) {
         r->body = HTTP_BODY_NONE;
     } else if (r->body == HTTP_BODY_NONE) {
@@ -537,7 +560,8 @@ static void answer_framing(struct http_response *r, enum http_method method)
     }
 }
 
-static enum err response_parse(struct cursor *c, enum http_method method, struct http_response *r, struct error *e)
+static enum err response_parse(struct cursor *c, enum http_method method, struct http_response *r,
+                               struct error *e)
 {
     struct head h = {.headers = r->headers};
     enum err err = status_line_parse(c, r, e);
@@ -556,8 +580,9 @@ static enum err response_parse(struct cursor *c, enum http_method method, struct
 
 /* ---- from bytes ---- */
 
-/* Is there reason to look at the head (again)? On the first call, when its end has come since, and when a line has
- * ended in another way than it must: so a head that comes byte by byte costs no more than one that comes at once. */
+/* Is there reason to look at the head (again)? On the first call, when its end has come since, and
+ * when a line has ended in another way than it must: so a head that comes byte by byte costs no
+ * more than one that comes at once. */
 static bool is_due(const char *data, size_t bytes, size_t scanned)
 {
     if (scanned == 0 || bytes >= HTTP_HEAD_BYTES_MAX)
@@ -583,7 +608,8 @@ static enum err more(size_t bytes, size_t *scanned, struct error *e)
     return error_set(e, ERR_TOO_LARGE, "the head is larger than %u bytes", HTTP_HEAD_BYTES_MAX);
 }
 
-enum err http_request_parse(const char *data, size_t bytes, size_t *scanned, struct http_request *r, struct error *e)
+enum err http_request_parse(const char *data, size_t bytes, size_t *scanned, struct http_request *r,
+                            struct error *e)
 {
     struct cursor c = {data, data + MIN(bytes, (size_t)HTTP_HEAD_BYTES_MAX)};
     enum err err = is_due(data, bytes, *scanned) ? request_parse(&c, r, e) : ERR_MORE;
@@ -593,11 +619,13 @@ enum err http_request_parse(const char *data, size_t bytes, size_t *scanned, str
     return err;
 }
 
-enum err http_response_parse(const char *data, size_t bytes, size_t *scanned, enum http_method request_method,
-                             struct http_response *r, struct error *e)
+enum err http_response_parse(const char *data, size_t bytes, size_t *scanned,
+                             enum http_method request_method, struct http_response *r,
+                             struct error *e)
 {
     struct cursor c = {data, data + MIN(bytes, (size_t)HTTP_HEAD_BYTES_MAX)};
-    enum err err = is_due(data, bytes, *scanned) ? response_parse(&c, request_method, r, e) : ERR_MORE;
+    enum err err =
+        is_due(data, bytes, *scanned) ? response_parse(&c, request_method, r, e) : ERR_MORE;
     if (err == ERR_MORE)
         return more(bytes, scanned, e);
     r->head_bytes = (size_t)(c.at - data);

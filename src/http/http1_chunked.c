@@ -1,8 +1,10 @@
-/* http1_chunked.c - chunks, RFC 9112 7.1: a state for each place between two bytes, so that any cut is harmless. */
+/* http1_chunked.c - chunks, RFC 9112 7.1: a state for each place between two bytes, so that any cut
+ * is harmless. */
 #include "http/http1_internal.h"
 
-/* What the lines around content may cost beyond it: without a bound, one byte of content could come with a line of
- * extensions, again and again. Content earns room for the lines of its own chunks. */
+/* What the lines around content may cost beyond it: without a bound, one byte of content could come
+ * with a line of extensions, again and again. Content earns room for the lines of its own chunks.
+ */
 #define OVERHEAD_BYTES_MAX (16u * 1024u)
 #define OVERHEAD_FREE_BYTES 16u
 #define SIZE_DIGITS_MAX 8u
@@ -133,8 +135,8 @@ static enum err step(struct http_chunked *c, char byte)
     return ERR_PROTOCOL;
 }
 
-enum err http_chunked_next(struct http_chunked *c, const char *data, size_t bytes, struct str *ret_piece,
-                           size_t *ret_used)
+enum err http_chunked_next(struct http_chunked *c, const char *data, size_t bytes,
+                           struct str *ret_piece, size_t *ret_used)
 {
     size_t used = 0;
     enum err err = ERR_OK;

@@ -4,8 +4,10 @@
 
 /* ---- chunks ---- */
 
-/* Decodes in pieces of at most `step` bytes (0: as a whole). ERR_OK, ERR_MORE when it is not at its end, or the refusal. */
-static enum err decode(struct str text, size_t step, struct buf *ret_content, struct buf *ret_trailers, size_t *ret_used)
+/* Decodes in pieces of at most `step` bytes (0: as a whole). ERR_OK, ERR_MORE when it is not at its
+ * end, or the refusal. */
+static enum err decode(struct str text, size_t step, struct buf *ret_content,
+                       struct buf *ret_trailers, size_t *ret_used)
 {
     struct http_chunked c;
     enum err err = ERR_MORE;
@@ -36,7 +38,8 @@ static enum err decode(struct str text, size_t step, struct buf *ret_content, st
 
 TEST(chunks_are_decoded_however_they_are_cut)
 {
-    static const char text[] = "5\r\nhello\r\n1;a=b\r\n,\r\n000006;x=\"y;z\"\r\n world\r\n0\r\nX-T: v\r\n\r\nnext";
+    static const char text[] =
+        "5\r\nhello\r\n1;a=b\r\n,\r\n000006;x=\"y;z\"\r\n world\r\n0\r\nX-T: v\r\n\r\nnext";
     for (size_t step = 0; step < sizeof(text); step++) {
         cleanup(buf_done) struct buf content = {0}, trailers = {0};
         size_t used;
@@ -50,8 +53,23 @@ TEST(chunks_are_decoded_however_they_are_cut)
 TEST(broken_chunks_are_refused)
 {
     static const char *const texts[] = {
-        "\r\n", "x\r\n", " 5\r\nhello\r\n", "5 \r\nhello\r\n", "5\nhello\r\n", "5\r\nhelloX\r\n", "5\r\nhello\n0\r\n\r\n", "-1\r\n", "0x5\r\nhello\r\n",
-        "100000000\r\n", "fffffffff\r\n", "5\r\rhello", "0\r\nA\r\n\r\n", "0\r\n A: b\r\n\r\n", "0\r\nA: b\n\r\n", "5;\x01\r\nhello\r\n", ";a\r\n",
+        "\r\n",
+        "x\r\n",
+        " 5\r\nhello\r\n",
+        "5 \r\nhello\r\n",
+        "5\nhello\r\n",
+        "5\r\nhelloX\r\n",
+        "5\r\nhello\n0\r\n\r\n",
+        "-1\r\n",
+        "0x5\r\nhello\r\n",
+        "100000000\r\n",
+        "fffffffff\r\n",
+        "5\r\rhello",
+        "0\r\nA\r\n\r\n",
+        "0\r\n A: b\r\n\r\n",
+        "0\r\nA: b\n\r\n",
+        "5;\x01\r\nhello\r\n",
+        ";a\r\n",
     };
     for (size_t i = 0; i < ARRAY_COUNT(texts); i++)
         for (size_t step = 0; step < 3; step++) {
@@ -59,13 +77,15 @@ TEST(broken_chunks_are_refused)
             size_t used;
             enum err err = decode(str_of(texts[i]), step, &content, &trailers, &used);
             if (err == ERR_OK || err == ERR_MORE)
-                test_fail(__FILE__, __LINE__, "chunks %zu, step %zu: %s: %s", i, step, err_name(err), texts[i]);
+                test_fail(__FILE__, __LINE__, "chunks %zu, step %zu: %s: %s", i, step,
+                          err_name(err), texts[i]);
         }
 }
 
 TEST(lines_of_chunks_and_trailers_are_bounded)
 {
-    cleanup(buf_done) struct buf extension = {0}, trailers = {0}, tiny = {0}, content = {0}, out = {0};
+    cleanup(buf_done) struct buf extension = {0}, trailers = {0}, tiny = {0}, content = {0},
+                                 out = {0};
     size_t used;
     buf_append_str(&extension, STR("5;"));
     for (unsigned i = 0; i < HTTP_CHUNK_LINE_BYTES_MAX; i++)
@@ -75,7 +95,8 @@ TEST(lines_of_chunks_and_trailers_are_bounded)
     for (unsigned i = 0; i < HTTP_TRAILER_BYTES_MAX / 8 + 2; i++)
         buf_append_str(&trailers, STR("A: bcd\r\n"));
     CHECK_EQ(decode(buf_str(&trailers), 0, &content, &out, &used), ERR_TOO_LARGE);
-    for (unsigned i = 0; i < 200000; i++) /* one byte of content for each 50 of extension: it pays for nothing */
+    for (unsigned i = 0; i < 200000;
+         i++) /* one byte of content for each 50 of extension: it pays for nothing */
         buf_append_str(&tiny, STR("1;aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\nx\r\n"));
     enum err err = decode(buf_str(&tiny), 0, &content, &out, &used);
     CHECK(err == ERR_TOO_LARGE || err == ERR_PROTOCOL);
@@ -100,4 +121,3 @@ PROPERTY(what_is_encoded_is_decoded)
     CHECK(str_equal(buf_str(&content), buf_str(&plain)));
     CHECK_EQ(used, coded.bytes);
 }
-

@@ -3,8 +3,9 @@
 #include "http/http1.h"
 
 enum {
-    HTTP_CHAR_TOKEN = 1,  /* RFC 9110 5.6.2 */
-    HTTP_CHAR_VALUE = 2,  /* RFC 9110 5.5: visible, blank, tab, obs-text; no other control character */
+    HTTP_CHAR_TOKEN = 1, /* RFC 9110 5.6.2 */
+    HTTP_CHAR_VALUE =
+        2, /* RFC 9110 5.5: visible, blank, tab, obs-text; no other control character */
     HTTP_CHAR_TARGET = 4, /* see class table */
     HTTP_CHAR_HOST = 8,   /* names and IPv4: letters, digits, '-', '.', '_' */
     HTTP_CHAR_DIGIT = 16,

@@ -1,4 +1,5 @@
-/* http1_test.c - what is accepted, what is refused and why; and that it makes no difference how the bytes are cut. */
+/* http1_test.c - what is accepted, what is refused and why; and that it makes no difference how the
+ * bytes are cut. */
 #include "http/http1.h"
 #include "test.h"
 #include <stdlib.h>
@@ -81,7 +82,8 @@ static const struct refusal refused[] = {
     {GET HOST "Content-Length: 18446744073709551616\r\n\r\n", ERR_PROTOCOL, 400},
     {GET HOST "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", ERR_PROTOCOL, 400},
     {GET HOST "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", ERR_PROTOCOL, 400},
-    {GET HOST "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", ERR_PROTOCOL, 400},
+    {GET HOST "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", ERR_PROTOCOL,
+     400},
     {GET HOST "Transfer-Encoding: chunked, chunked\r\n\r\n", ERR_PROTOCOL, 400},
     {GET HOST "Transfer-Encoding: xchunked\r\n\r\n", ERR_UNSUPPORTED, 501},
     {GET HOST "Transfer-Encoding: gzip, chunked\r\n\r\n", ERR_UNSUPPORTED, 501},
@@ -100,7 +102,8 @@ TEST(what_is_ambiguous_is_refused)
         enum err err = parse(str_of(refused[i].text), &r, &e);
         unsigned status = err == ERR_OK || err == ERR_MORE ? 0 : http_parse_error_status(err, &e);
         if (err != refused[i].err || status != refused[i].status || e.text[0] == '\0')
-            test_fail(__FILE__, __LINE__, "request %zu: %s, %u: %s\n%s", i, err_name(err), status, e.text, refused[i].text);
+            test_fail(__FILE__, __LINE__, "request %zu: %s, %u: %s\n%s", i, err_name(err), status,
+                      e.text, refused[i].text);
     }
 }
 
@@ -123,11 +126,13 @@ TEST(a_request_is_read)
 {
     struct http_request r;
     struct error e;
-    struct str text = STR("\r\nPOST /a/b?c=d&e HTTP/1.1\r\nhOST: Fn.Example:80\r\nContent-length:  12 \r\nExpect: 100-Continue\r\n"
+    struct str text = STR("\r\nPOST /a/b?c=d&e HTTP/1.1\r\nhOST: Fn.Example:80\r\nContent-length:  "
+                          "12 \r\nExpect: 100-Continue\r\n"
                           "TE: trailers, deflate\r\nX: \t y z \t\r\nEmpty:\r\n\r\nbody");
     REQUIRE(parse(text, &r, &e) == ERR_OK);
     CHECK_EQ(r.method, HTTP_POST);
-    CHECK(str_equal(r.path, STR("/a/b")) && str_equal(r.query, STR("c=d&e")) && str_equal(r.target, STR("/a/b?c=d&e")));
+    CHECK(str_equal(r.path, STR("/a/b")) && str_equal(r.query, STR("c=d&e")) &&
+          str_equal(r.target, STR("/a/b?c=d&e")));
     CHECK(str_equal(r.host, STR("Fn.Example:80")) && str_equal(r.host_name, STR("Fn.Example")));
     CHECK(r.keep_alive && r.expect_continue && r.trailers_accepted && !r.upgrade_websocket);
     CHECK_EQ(r.body, HTTP_BODY_LENGTH);
@@ -142,8 +147,10 @@ TEST(forms_of_targets)
 {
     struct http_request r;
     struct error e;
-    REQUIRE(parse(STR("GET http://a.b:8080/c?d HTTP/1.1\r\nHost: other\r\n\r\n"), &r, &e) == ERR_OK);
-    CHECK(str_equal(r.host, STR("a.b:8080")) && str_equal(r.path, STR("/c")) && str_equal(r.query, STR("d")));
+    REQUIRE(parse(STR("GET http://a.b:8080/c?d HTTP/1.1\r\nHost: other\r\n\r\n"), &r, &e) ==
+            ERR_OK);
+    CHECK(str_equal(r.host, STR("a.b:8080")) && str_equal(r.path, STR("/c")) &&
+          str_equal(r.query, STR("d")));
     REQUIRE(parse(STR("GET http://a.b HTTP/1.1\r\nHost: other\r\n\r\n"), &r, &e) == ERR_OK);
     CHECK(str_equal(r.path, STR("/")));
     REQUIRE(parse(STR("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), &r, &e) == ERR_OK);
@@ -177,11 +184,14 @@ TEST(upgrades_to_websocket)
 {
     struct http_request r;
     struct error e;
-    REQUIRE(parse(STR(GET HOST "Connection: x, Upgrade\r\nUpgrade: WebSocket\r\n\r\n"), &r, &e) == ERR_OK);
+    REQUIRE(parse(STR(GET HOST "Connection: x, Upgrade\r\nUpgrade: WebSocket\r\n\r\n"), &r, &e) ==
+            ERR_OK);
     CHECK(r.upgrade_websocket);
     REQUIRE(parse(STR(GET HOST "Upgrade: websocket\r\n\r\n"), &r, &e) == ERR_OK);
     CHECK(!r.upgrade_websocket);
-    REQUIRE(parse(STR("POST / HTTP/1.1\r\n" HOST "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n"), &r, &e) == ERR_OK);
+    REQUIRE(parse(STR("POST / HTTP/1.1\r\n" HOST
+                      "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n"),
+                  &r, &e) == ERR_OK);
     CHECK(!r.upgrade_websocket);
 }
 
@@ -204,8 +214,25 @@ TEST(heads_are_bounded)
 
 static void add_random(struct rng *rng, struct buf *out)
 {
-    static const char *const pieces[] = {"GET ", "POST ", "/", "/a?b", " HTTP/1.1", "HTTP/1.0", "\r\n", "\r", "\n", "Host: a", ": ", "Content-Length: 5",
-                                         "Transfer-Encoding: chunked", "\r\n\r\n", " ", "x", "\t", "A: b\r\n", "Connection: close\r\n"};
+    static const char *const pieces[] = {"GET ",
+                                         "POST ",
+                                         "/",
+                                         "/a?b",
+                                         " HTTP/1.1",
+                                         "HTTP/1.0",
+                                         "\r\n",
+                                         "\r",
+                                         "\n",
+                                         "Host: a",
+                                         ": ",
+                                         "Content-Length: 5",
+                                         "Transfer-Encoding: chunked",
+                                         "\r\n\r\n",
+                                         " ",
+                                         "x",
+                                         "\t",
+                                         "A: b\r\n",
+                                         "Connection: close\r\n"};
     for (uint64_t i = rng_below(rng, 14) + 1; i > 0; i--)
         buf_append_str(out, str_of(pieces[rng_below(rng, ARRAY_COUNT(pieces))]));
 }
@@ -216,7 +243,8 @@ PROPERTY(pieces_give_what_the_whole_gives)
     struct http_request whole, piecewise;
     struct error e, f = {0};
     if (rng_below(rng, 2) == 0)
-        buf_append_str(&text, STR("GET /a?b HTTP/1.1\r\nHost: a\r\nA: b\r\nContent-Length: 3\r\n\r\nabc"));
+        buf_append_str(&text,
+                       STR("GET /a?b HTTP/1.1\r\nHost: a\r\nA: b\r\nContent-Length: 3\r\n\r\nabc"));
     add_random(rng, &text);
     enum err expected = parse(buf_str(&text), &whole, &e), got = ERR_MORE;
     size_t scanned = 0, have = 0;
@@ -226,7 +254,8 @@ PROPERTY(pieces_give_what_the_whole_gives)
         f = (struct error){0};
         got = http_request_parse(text.data, have, &scanned, &piecewise, &f);
     }
-    if (got != ERR_MORE || expected == ERR_OK) /* a head in pieces may be refused only when its end has come */
+    if (got != ERR_MORE ||
+        expected == ERR_OK) /* a head in pieces may be refused only when its end has come */
         CHECK_EQ(got, expected);
     if (got == ERR_OK && expected == ERR_OK) {
         CHECK_EQ(piecewise.head_bytes, whole.head_bytes);
@@ -265,20 +294,32 @@ TEST(bodies_of_answers)
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
         struct http_response r;
         enum err err = parse_answer(cases[i].text, cases[i].method, &r);
-        bool right = err == ERR_OK && (r.body == cases[i].body || (cases[i].length == 0 && r.body == HTTP_BODY_LENGTH && r.content_length == 0)) &&
-                     (cases[i].length == 0 || r.content_length == cases[i].length);
+        bool right =
+            err == ERR_OK &&
+            (r.body == cases[i].body ||
+             (cases[i].length == 0 && r.body == HTTP_BODY_LENGTH && r.content_length == 0)) &&
+            (cases[i].length == 0 || r.content_length == cases[i].length);
         if (!right)
-            test_fail(__FILE__, __LINE__, "answer %zu: %s, body %d\n%s", i, err_name(err), err == ERR_OK ? (int)r.body : -1, cases[i].text);
+            test_fail(__FILE__, __LINE__, "answer %zu: %s, body %d\n%s", i, err_name(err),
+                      err == ERR_OK ? (int)r.body : -1, cases[i].text);
     }
 }
 
 TEST(garbled_answers_are_refused)
 {
     static const char *const texts[] = {
-        "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 2000 OK\r\n\r\n", "HTTP/1.1  200 OK\r\n\r\n", "HTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 099 OK\r\n\r\n",
-        "HTTP/1.1 200 OK\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 200 OK\r\nA\r\n\r\n",
-        "HTTP/1.1 200 OK\r\n A: b\r\n\r\n", "HTTP/1.1 200 O\x01K\r\n\r\n", "HTTP/2 200 OK\r\n\r\n",
+        "HTTP/1.1 20 OK\r\n\r\n",
+        "HTTP/1.1 2000 OK\r\n\r\n",
+        "HTTP/1.1  200 OK\r\n\r\n",
+        "HTP/1.1 200 OK\r\n\r\n",
+        "HTTP/1.1 099 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nA\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n A: b\r\n\r\n",
+        "HTTP/1.1 200 O\x01K\r\n\r\n",
+        "HTTP/2 200 OK\r\n\r\n",
     };
     for (size_t i = 0; i < ARRAY_COUNT(texts); i++) {
         struct http_response r;
@@ -287,4 +328,3 @@ TEST(garbled_answers_are_refused)
             test_fail(__FILE__, __LINE__, "answer %zu is taken: %s", i, texts[i]);
     }
 }
-

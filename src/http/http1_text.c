@@ -1,9 +1,11 @@
-/* http1_text.c - the small texts of HTTP: characters, methods, statuses, lists, percent-encoding. */
+/* http1_text.c - the small texts of HTTP: characters, methods, statuses, lists, percent-encoding.
+ */
 #include "http/http1_internal.h"
 
-/* Targets: RFC 3986 has no '"<>\^`{|}', and none of them is ambiguous in a request line. Browsers send '\^`{|}' as
- * they are typed (URL Standard, query percent-encode set), so these pass; '"', '<', '>', '#' and bytes above 0x7e,
- * which they encode, do not. A '\' in a path is refused where targets are read: some servers take it for a '/'. */
+/* Targets: RFC 3986 has no '"<>\^`{|}', and none of them is ambiguous in a request line. Browsers
+ * send '\^`{|}' as they are typed (URL Standard, query percent-encode set), so these pass; '"',
+ * '<', '>', '#' and bytes above 0x7e, which they encode, do not. A '\' in a path is refused where
+ * targets are read: some servers take it for a '/'. */
 /* clang-format off */
 #define H HTTP_CHAR_HOST
 #define X (HTTP_CHAR_TOKEN | HTTP_CHAR_VALUE | HTTP_CHAR_TARGET)

@@ -8,18 +8,9 @@ TEST(a_list_has_whole_members_in_any_case)
         const char *list;
         bool has;
     } cases[] = {
-        {"close", true},
-        {"CLOSE", true},
-        {"a, Close ,b", true},
-        {"a,\tclose", true},
-        {",,close,", true},
-        {"closed", false},
-        {"xclose", false},
-        {"close x", false},
-        {"clos", false},
-        {"", false},
-        {",", false},
-        {"a;close", false},
+        {"close", true},    {"CLOSE", true},   {"a, Close ,b", true}, {"a,\tclose", true},
+        {",,close,", true}, {"closed", false}, {"xclose", false},     {"close x", false},
+        {"clos", false},    {"", false},       {",", false},          {"a;close", false},
     };
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++)
         if (http_list_has(str_of(cases[i].list), STR("close")) != cases[i].has)
@@ -117,10 +108,9 @@ TEST(statuses_have_their_texts)
 TEST(methods_that_may_be_sent_again)
 {
     static const bool again[] = {
-        [HTTP_GET] = true,      [HTTP_HEAD] = true,     [HTTP_POST] = false,
-        [HTTP_PUT] = true,      [HTTP_DELETE] = true,   [HTTP_CONNECT] = false,
-        [HTTP_OPTIONS] = true,  [HTTP_TRACE] = true,    [HTTP_PATCH] = false,
-        [HTTP_OTHER] = false,
+        [HTTP_GET] = true,    [HTTP_HEAD] = true,     [HTTP_POST] = false,   [HTTP_PUT] = true,
+        [HTTP_DELETE] = true, [HTTP_CONNECT] = false, [HTTP_OPTIONS] = true, [HTTP_TRACE] = true,
+        [HTTP_PATCH] = false, [HTTP_OTHER] = false,
     };
     for (size_t i = 0; i < ARRAY_COUNT(again); i++)
         CHECK_EQ(http_method_is_idempotent((enum http_method)i), again[i]);

@@ -603,7 +603,8 @@ static void on_accept(struct loop_listener *listener, int fd, const struct socka
 {
     struct http_server *server = container_of(listener, struct http_server, listener);
     struct error e = {0};
-    if (server->callbacks->on_connection != NULL && server->callbacks->on_connection(fd, server->user))
+    if (server->callbacks->on_connection != NULL &&
+        server->callbacks->on_connection(fd, server->user))
         return;
     if (server->connection_count >= CONNECTIONS_MAX) {
         fd_close(&fd);

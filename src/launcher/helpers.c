@@ -1,9 +1,9 @@
 /* helpers.c - the launcher's helper processes, so that it never blocks itself:
- *   the nursery clones blanks (it has few descriptors, a small address space and the base filter already), right into their
- *   cgroup; version 1 of cgroups cannot, and to move a process makes every clone and exec of the machine wait, so
- *   there each slot has an anchor: a process that has been moved once, and clones the slot's blanks where it is;
- *   the builder makes the networks and cgroups of slots;
- *   a short-lived one for each template ends in the mount namespace it has made. */
+ *   the nursery clones blanks (it has few descriptors, a small address space and the base filter
+ * already), right into their cgroup; version 1 of cgroups cannot, and to move a process makes every
+ * clone and exec of the machine wait, so there each slot has an anchor: a process that has been
+ * moved once, and clones the slot's blanks where it is; the builder makes the networks and cgroups
+ * of slots; a short-lived one for each template ends in the mount namespace it has made. */
 #include "launcher/state.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -22,12 +22,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct nursery_order { /* descriptors: network namespace; control end of the blank, or the anchor's own socket */
+struct nursery_order { /* descriptors: network namespace; control end of the blank, or the anchor's
+                          own socket */
     uint32_t slot;
     uint32_t anchor;
 };
 struct nursery_answer {
-    enum { NURSERY_READY = 1, NURSERY_BLANK, NURSERY_ANCHOR } kind; /* READY: once, with the seccomp listener if there is one */
+    enum {
+        NURSERY_READY = 1,
+        NURSERY_BLANK,
+        NURSERY_ANCHOR
+    } kind; /* READY: once, with the seccomp listener if there is one */
     uint32_t slot;
     int32_t pid; /* < 0: -errno */
 };
@@ -96,7 +101,8 @@ static bool order_receive(int fd, void *order, size_t bytes, int *ret_fds, size_
 {
     size_t fd_count;
     char byte; /* packet_recv() does not wait */
-    return recv(fd, &byte, 1, MSG_PEEK) > 0 && packet_recv(fd, order, bytes, ret_fds, count, &fd_count) == (ssize_t)bytes &&
+    return recv(fd, &byte, 1, MSG_PEEK) > 0 &&
+           packet_recv(fd, order, bytes, ret_fds, count, &fd_count) == (ssize_t)bytes &&
            fd_count == count;
 }
 
@@ -118,7 +124,8 @@ static long blank_clone(const struct launcher *l, uint32_t slot)
 {
     char name[32];
     (void)snprintf(name, sizeof(name), "s%u", slot);
-    cleanup(fd_close) int group = openat(l->shared.cgroups.dirs[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    cleanup(fd_close) int group =
+        openat(l->shared.cgroups.dirs[0], name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return group < 0 ? -errno : process_clone(l, BLANK_NAMESPACES, group);
 }
 
@@ -142,7 +149,8 @@ static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int ne
     for (;;) {
         uint32_t order;
         int control;
-        if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK || !order_receive(fd, &order, sizeof(order), &control, 1))
+        if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK ||
+            !order_receive(fd, &order, sizeof(order), &control, 1))
             _exit(0);
         answer.pid = (int32_t)process_clone(l, BLANK_NAMESPACES, -1);
         if (answer.pid == 0) {
@@ -153,8 +161,8 @@ static _Noreturn void anchor_run(const struct launcher *l, uint32_t slot, int ne
     }
 }
 
-/* With a listener, which goes to the launcher; where there can be none (an old kernel, or we are below somebody else's) the
- * launcher must look for itself whether programs listen. */
+/* With a listener, which goes to the launcher; where there can be none (an old kernel, or we are
+ * below somebody else's) the launcher must look for itself whether programs listen. */
 static void filter_install(const struct launcher *l, int fd)
 {
     static struct seccomp_program filter;
@@ -176,8 +184,8 @@ static void filter_install(const struct launcher *l, int fd)
 
 static _Noreturn void nursery_run(const struct launcher *l, int fd)
 {
-    int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1], l->shared.cgroups.dirs[2],
-                  l->shared.cgroups.dirs[3]};
+    int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1],
+                  l->shared.cgroups.dirs[2], l->shared.cgroups.dirs[3]};
     helper_begin("dirigent-nurse");
     keep_only(keep, ARRAY_COUNT(keep));
     limits_set();
@@ -197,7 +205,8 @@ static _Noreturn void nursery_run(const struct launcher *l, int fd)
                 anchor_run(l, order.slot, fds[0], fds[1]);
             blank_run(&l->shared, fds[0], fds[1]);
         }
-        struct nursery_answer answer = {order.anchor ? NURSERY_ANCHOR : NURSERY_BLANK, order.slot, (int32_t)pid};
+        struct nursery_answer answer = {order.anchor ? NURSERY_ANCHOR : NURSERY_BLANK, order.slot,
+                                        (int32_t)pid};
         (void)close(fds[0]);
         (void)close(fds[1]);
         if (packet_send(fd, &answer, sizeof(answer), NULL, 0) != ERR_OK)
@@ -287,10 +296,12 @@ static void on_anchor_ready(struct loop_poll *poll, uint32_t epoll_events)
     ssize_t n = packet_recv(poll->fd, &answer, sizeof(answer), NULL, 0, &fd_count);
     if (n < 0)
         return;
-    bool born = n == (ssize_t)sizeof(answer) && answer.pid > 0, failed = n != (ssize_t)sizeof(answer) || answer.pid < 0;
+    bool born = n == (ssize_t)sizeof(answer) && answer.pid > 0,
+         failed = n != (ssize_t)sizeof(answer) || answer.pid < 0;
     if (s->state == SLOT_BUILDING) {
         if (failed) {
-            dprintf(2, "dirigent-launcher: slot %u cannot be used: %s\n", s->index, n > 0 ? answer.text : "its anchor has died");
+            dprintf(2, "dirigent-launcher: slot %u cannot be used: %s\n", s->index,
+                    n > 0 ? answer.text : "its anchor has died");
             helpers_anchor_end(s);
         }
         slot_anchored(s, !failed);
@@ -317,8 +328,8 @@ bool helpers_anchor(struct launcher *l, struct slot *s)
 
 static _Noreturn void builder_run(const struct launcher *l, int fd)
 {
-    int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1], l->shared.cgroups.dirs[2],
-                  l->shared.cgroups.dirs[3]};
+    int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1],
+                  l->shared.cgroups.dirs[2], l->shared.cgroups.dirs[3]};
     helper_begin("dirigent-build");
     keep_only(keep, ARRAY_COUNT(keep));
     socket_block(fd);
@@ -372,13 +383,15 @@ void helpers_build(struct launcher *l, struct slot *s)
 
 /* ---- templates ---- */
 
-static _Noreturn void template_run(const struct launcher *l, const struct template *t, int code_fd, int fd)
+static _Noreturn void template_run(const struct launcher *l, const struct template *t, int code_fd,
+                                   int fd)
 {
     helper_begin("dirigent-root");
     struct template_answer answer = {.ok = 1};
     struct error e = {0};
     int fds[2] = {-1, -1}; /* mount namespace, user namespace */
-    struct root_plan plan = {.code_fd = code_fd, .userns_base = t->userns_base, .mount_point = l->config.run_dir};
+    struct root_plan plan = {
+        .code_fd = code_fd, .userns_base = t->userns_base, .mount_point = l->config.run_dir};
     enum err err = root_userns_make(t->userns_base, &fds[1], &e);
     if (err == ERR_OK)
         err = root_make(&plan, fds[1], &fds[0], &e);
@@ -411,7 +424,8 @@ static void on_template_ready(struct loop_poll *poll, uint32_t epoll_events)
         event.kind = LAUNCHER_TEMPLATE_READY;
     } else {
         event.kind = LAUNCHER_TEMPLATE_FAILED;
-        (void)snprintf(event.text, sizeof(event.text), "%s", n > 0 ? answer.text : "its builder has died");
+        (void)snprintf(event.text, sizeof(event.text), "%s",
+                       n > 0 ? answer.text : "its builder has died");
         t->dropped = true;
     }
     launcher_event_send(l, &event);
@@ -441,8 +455,8 @@ enum err helpers_template(struct launcher *l, struct template *t, int code_fd, s
 
 /* ---- start ---- */
 
-static enum err helper_fork(struct launcher *l, void (*run)(const struct launcher *l, int fd), int *ret_fd, pid_t *ret_pid,
-                            struct loop_poll *poll, struct error *e)
+static enum err helper_fork(struct launcher *l, void (*run)(const struct launcher *l, int fd),
+                            int *ret_fd, pid_t *ret_pid, struct loop_poll *poll, struct error *e)
 {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0)
@@ -461,7 +475,8 @@ enum err helpers_start(struct launcher *l, struct error *e)
 {
     l->nursery_poll.on_ready = on_nursery_ready;
     l->builder_poll.on_ready = on_builder_ready;
-    enum err err = helper_fork(l, nursery_run, &l->nursery_fd, &l->nursery_pid, &l->nursery_poll, e);
+    enum err err =
+        helper_fork(l, nursery_run, &l->nursery_fd, &l->nursery_pid, &l->nursery_poll, e);
     if (err == ERR_OK)
         err = helper_fork(l, builder_run, &l->builder_fd, &l->builder_pid, &l->builder_poll, e);
     return err;

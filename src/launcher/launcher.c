@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/random.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,7 +24,8 @@ static void outgoing_flush(struct launcher *l)
 {
     size_t done = 0;
     while (done < l->outgoing.bytes) {
-        enum err err = packet_send(l->worker_fd, l->outgoing.data + done, sizeof(struct launcher_event), NULL, 0);
+        enum err err = packet_send(l->worker_fd, l->outgoing.data + done,
+                                   sizeof(struct launcher_event), NULL, 0);
         if (err != ERR_OK && err != ERR_MORE)
             done = l->outgoing.bytes; /* its end is told by the descriptor */
         if (err != ERR_OK)
@@ -40,7 +41,8 @@ void launcher_event_send(struct launcher *l, const struct launcher_event *event)
 {
     if (l->worker_fd < 0)
         return;
-    if (l->outgoing.bytes == 0 && packet_send(l->worker_fd, event, sizeof(*event), NULL, 0) == ERR_OK)
+    if (l->outgoing.bytes == 0 &&
+        packet_send(l->worker_fd, event, sizeof(*event), NULL, 0) == ERR_OK)
         return;
     if (l->outgoing.bytes > OUTGOING_BYTES_MAX)
         return; /* a worker that reads nothing is asked to attach anew by its own failure */
@@ -73,14 +75,17 @@ void launcher_slot_event(struct slot *s, uint32_t kind, struct launcher_event *e
 
 static void state_tell(struct launcher *l)
 {
-    struct launcher_event event = {.kind = LAUNCHER_CONFIG_OK, .protocol = LAUNCHER_PROTOCOL, .cgroup_version = l->shared.cgroups.version,
+    struct launcher_event event = {.kind = LAUNCHER_CONFIG_OK,
+                                   .protocol = LAUNCHER_PROTOCOL,
+                                   .cgroup_version = l->shared.cgroups.version,
                                    .slots_free = l->config.slots_max - l->running};
     launcher_event_send(l, &event);
     size_t cursor = 0;
     for (struct template *t; (t = map_next(&l->templates, &cursor)) != NULL;) {
         if (!t->ready || t->dropped)
             continue;
-        event = (struct launcher_event){.kind = LAUNCHER_TEMPLATE_READY, .function_id = t->function_id, .version = t->version};
+        event = (struct launcher_event){
+            .kind = LAUNCHER_TEMPLATE_READY, .function_id = t->function_id, .version = t->version};
         launcher_event_send(l, &event);
     }
     cursor = 0;
@@ -100,9 +105,12 @@ static struct template *template_get(struct launcher *l, uint64_t function_id, u
     return t != NULL && !t->dropped ? t : NULL;
 }
 
-static void template_failed(struct launcher *l, const struct launcher_template *spec, const char *text)
+static void template_failed(struct launcher *l, const struct launcher_template *spec,
+                            const char *text)
 {
-    struct launcher_event event = {.kind = LAUNCHER_TEMPLATE_FAILED, .function_id = spec->function_id, .version = spec->version};
+    struct launcher_event event = {.kind = LAUNCHER_TEMPLATE_FAILED,
+                                   .function_id = spec->function_id,
+                                   .version = spec->version};
     (void)snprintf(event.text, sizeof(event.text), "%.500s", text);
     launcher_event_send(l, &event);
 }
@@ -111,18 +119,22 @@ static void template_failed(struct launcher *l, const struct launcher_template *
 static bool strings_are_sound(const char *strings, const struct launcher_template *spec)
 {
     uint32_t count = 0;
-    if (spec->argc == 0 || spec->argc > 1024 || spec->envc > ENV_COUNT_MAX || spec->strings_bytes == 0 ||
-        strings[spec->strings_bytes - 1] != '\0')
+    if (spec->argc == 0 || spec->argc > 1024 || spec->envc > ENV_COUNT_MAX ||
+        spec->strings_bytes == 0 || strings[spec->strings_bytes - 1] != '\0')
         return false;
     for (uint32_t i = 0; i < spec->strings_bytes; i++)
         count += strings[i] == '\0';
-    return count == spec->argc + spec->envc + 1 && spec->port != 0 && spec->memory_bytes >= MIB && spec->pids_max > 0;
+    return count == spec->argc + spec->envc + 1 && spec->port != 0 && spec->memory_bytes >= MIB &&
+           spec->pids_max > 0;
 }
 
-static void on_template(struct launcher *l, const struct launcher_template *spec, const char *strings, int code_fd)
+static void on_template(struct launcher *l, const struct launcher_template *spec,
+                        const char *strings, int code_fd)
 {
     if (template_get(l, spec->function_id, spec->version) != NULL) {
-        struct launcher_event event = {.kind = LAUNCHER_TEMPLATE_READY, .function_id = spec->function_id, .version = spec->version};
+        struct launcher_event event = {.kind = LAUNCHER_TEMPLATE_READY,
+                                       .function_id = spec->function_id,
+                                       .version = spec->version};
         if (template_get(l, spec->function_id, spec->version)->ready)
             launcher_event_send(l, &event);
         return;
@@ -153,7 +165,10 @@ static void on_template(struct launcher *l, const struct launcher_template *spec
 static void on_start(struct launcher *l, const struct launcher_command *c, int output_fd)
 {
     struct template *t = template_get(l, c->function_id, c->version);
-    struct launcher_event event = {.kind = LAUNCHER_START_FAILED, .sandbox_id = c->sandbox_id, .function_id = c->function_id, .version = c->version};
+    struct launcher_event event = {.kind = LAUNCHER_START_FAILED,
+                                   .sandbox_id = c->sandbox_id,
+                                   .function_id = c->function_id,
+                                   .version = c->version};
     const char *why = NULL;
     if (t == NULL || !t->ready)
         why = "the version has no template";
@@ -177,8 +192,11 @@ static bool start_cancel(struct launcher *l, uint64_t sandbox_id)
     {
         if (start->sandbox_id != sandbox_id)
             continue;
-        struct launcher_event event = {.kind = LAUNCHER_EXITED, .sandbox_id = sandbox_id, .function_id = start->template->function_id,
-                                       .version = start->template->version, .wait_status = SIGKILL};
+        struct launcher_event event = {.kind = LAUNCHER_EXITED,
+                                       .sandbox_id = sandbox_id,
+                                       .function_id = start->template->function_id,
+                                       .version = start->template->version,
+                                       .wait_status = SIGKILL};
         list_remove(&start->node);
         (void)close(start->output_fd);
         template_release(l, start->template);
@@ -192,7 +210,8 @@ static bool start_cancel(struct launcher *l, uint64_t sandbox_id)
 static void shutdown_begin(struct launcher *l);
 
 /* Returns false when the packet is not sound: the connection is closed then. */
-static bool command_take(struct launcher *l, const struct launcher_command *c, size_t bytes, int *fds, size_t fd_count)
+static bool command_take(struct launcher *l, const struct launcher_command *c, size_t bytes,
+                         int *fds, size_t fd_count)
 {
     struct slot *s = map_get(&l->sandboxes, c->sandbox_id);
     switch ((enum launcher_command_kind)c->kind) {
@@ -202,7 +221,8 @@ static bool command_take(struct launcher *l, const struct launcher_command *c, s
         state_tell(l);
         return true;
     case LAUNCHER_TEMPLATE:
-        if (bytes - sizeof(*c) != c->template.strings_bytes || fd_count != (c->template.has_code ? 1u : 0u) ||
+        if (bytes - sizeof(*c) != c->template.strings_bytes ||
+            fd_count != (c->template.has_code ? 1u : 0u) ||
             !strings_are_sound((const char *)(c + 1), &c->template))
             return false;
         on_template(l, &c->template, (const char *)(c + 1), fd_count > 0 ? fds[0] : -1);
@@ -247,7 +267,8 @@ static void worker_lost(struct launcher *l)
     fd_close(&l->worker_fd);
     l->outgoing.bytes = 0;
     if (!l->shutting_down)
-        loop_timer_start(l->loop, &l->orphan_timer, loop_now_ns(l->loop) + l->config.orphan_ms * NS_PER_MS);
+        loop_timer_start(l->loop, &l->orphan_timer,
+                         loop_now_ns(l->loop) + l->config.orphan_ms * NS_PER_MS);
 }
 
 static void on_worker_ready(struct loop_poll *poll, uint32_t epoll_events)
@@ -281,7 +302,8 @@ static void on_connection(struct loop_poll *poll, uint32_t epoll_events)
     struct ucred peer = {0};
     socklen_t bytes = sizeof(peer);
     struct error e = {0};
-    if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) < 0 || (peer.uid != 0 && peer.uid != l->config.worker_uid))
+    if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) < 0 ||
+        (peer.uid != 0 && peer.uid != l->config.worker_uid))
         return;
     if (l->worker_fd >= 0 || l->shutting_down)
         return; /* one worker at a time: the old one's descriptor tells when it is gone */
@@ -303,7 +325,8 @@ static void shutdown_begin(struct launcher *l)
 static void on_orphan(struct loop_timer *timer)
 {
     struct launcher *l = container_of(timer, struct launcher, orphan_timer);
-    dprintf(2, "dirigent-launcher: no worker for %u ms: stopping all sandboxes\n", l->config.orphan_ms);
+    dprintf(2, "dirigent-launcher: no worker for %u ms: stopping all sandboxes\n",
+            l->config.orphan_ms);
     shutdown_begin(l);
 }
 
@@ -367,14 +390,20 @@ static void everything_remove(struct launcher *l)
 
 static enum err config_parse(int argc, char **argv, struct launcher_config *c, struct error *e)
 {
-    *c = (struct launcher_config){.host_port_base = 20000, .slots_max = 1024, .blanks_min = 16, .quarantine_ms = 500, .orphan_ms = 30000,
+    *c = (struct launcher_config){.host_port_base = 20000,
+                                  .slots_max = 1024,
+                                  .blanks_min = 16,
+                                  .quarantine_ms = 500,
+                                  .orphan_ms = 30000,
                                   .userns_base = 1 << 20};
     for (int i = 1; i < argc; i++) {
         const struct {
             const char *key;
             uint32_t *number;
-        } numbers[] = {{"pool_ip=", &c->pool_ip},   {"slots_max=", &c->slots_max}, {"blanks_min=", &c->blanks_min}, {"quarantine_ms=", &c->quarantine_ms},
-                       {"orphan_ms=", &c->orphan_ms}, {"userns_base=", &c->userns_base}, {"worker_uid=", &c->worker_uid}, {"probe=", &c->probe}};
+        } numbers[] = {{"pool_ip=", &c->pool_ip},       {"slots_max=", &c->slots_max},
+                       {"blanks_min=", &c->blanks_min}, {"quarantine_ms=", &c->quarantine_ms},
+                       {"orphan_ms=", &c->orphan_ms},   {"userns_base=", &c->userns_base},
+                       {"worker_uid=", &c->worker_uid}, {"probe=", &c->probe}};
         bool known = false;
         for (size_t k = 0; k < ARRAY_COUNT(numbers); k++) {
             size_t bytes = strlen(numbers[k].key);
@@ -395,10 +424,13 @@ static enum err config_parse(int argc, char **argv, struct launcher_config *c, s
             return error_set(e, ERR_USAGE, "unknown argument '%s'", argv[i]);
     }
     size_t name = strlen(c->instance);
-    if (c->run_dir[0] != '/' || name == 0 || name > 8 || strspn(c->instance, "abcdefghijklmnopqrstuvwxyz0123456789") != name ||
-        c->pool_ip == 0 || c->slots_max == 0 || c->slots_max > SANDBOXES_PER_WORKER_MAX || c->userns_base < 100000 ||
+    if (c->run_dir[0] != '/' || name == 0 || name > 8 ||
+        strspn(c->instance, "abcdefghijklmnopqrstuvwxyz0123456789") != name || c->pool_ip == 0 ||
+        c->slots_max == 0 || c->slots_max > SANDBOXES_PER_WORKER_MAX || c->userns_base < 100000 ||
         c->host_port_base + c->slots_max > UINT16_MAX)
-        return error_set(e, ERR_USAGE, "run_dir, instance, pool_ip, slots_max, host_port_base or userns_base is out of range");
+        return error_set(
+            e, ERR_USAGE,
+            "run_dir, instance, pool_ip, slots_max, host_port_base or userns_base is out of range");
     return ERR_OK;
 }
 
@@ -419,24 +451,33 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
     enum err err = cgroup_tree_open(group, c->cgroup_version, &l->shared.cgroups, e);
     if (err != ERR_OK)
         return err;
-    l->network = (struct network_config){.pool_ip = c->pool_ip, .slots_max = c->slots_max, .host_port_base = c->host_port_base};
+    l->network = (struct network_config){
+        .pool_ip = c->pool_ip, .slots_max = c->slots_max, .host_port_base = c->host_port_base};
     (void)snprintf(l->network.instance, sizeof(l->network.instance), "%.8s", c->instance);
     for (int i = 0; i < 2000 && network_interfaces_left(&l->network) > 0; i++)
         (void)usleep(5000); /* of a launcher that was killed: the kernel is at it */
     err = network_host_open(&l->network, &l->forward_was_off, e);
     if (err != ERR_OK)
         return err;
-    if (getrandom(&l->shared.secret, sizeof(l->shared.secret), 0) != (ssize_t)sizeof(l->shared.secret))
+    if (getrandom(&l->shared.secret, sizeof(l->shared.secret), 0) !=
+        (ssize_t)sizeof(l->shared.secret))
         return error_errno(e, "get random bytes");
     while (prctl(PR_CAPBSET_READ, l->shared.capabilities, 0, 0, 0) >= 0)
         l->shared.capabilities++;
     err = loop_new(&l->loop, e);
     if (err == ERR_OK)
         err = helpers_start(l, e);
-    /* Not before: each page that the nursery has of us is one more to copy and to drop for every sandbox. */
+    /* Not before: each page that the nursery has of us is one more to copy and to drop for every
+     * sandbox. */
     l->slots = mem_new_array(c->slots_max, sizeof(*l->slots));
     for (uint32_t i = 0; i < c->slots_max; i++)
-        l->slots[i] = (struct slot){.launcher = l, .index = i, .netns_fd = -1, .control_fd = -1, .pidfd = -1, .anchor_fd = -1, .probe_poll = {.fd = -1}};
+        l->slots[i] = (struct slot){.launcher = l,
+                                    .index = i,
+                                    .netns_fd = -1,
+                                    .control_fd = -1,
+                                    .pidfd = -1,
+                                    .anchor_fd = -1,
+                                    .probe_poll = {.fd = -1}};
     static const int signals[] = {SIGTERM};
     l->signals.on_signal = on_signal;
     if (err == ERR_OK)

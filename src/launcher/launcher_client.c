@@ -24,7 +24,8 @@ static enum err socket_connect(const char *run_dir, int *ret_fd, struct error *e
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int n = snprintf(address.sun_path, sizeof(address.sun_path), "%s/launcher.sock", run_dir);
     if (n < 0 || (size_t)n >= sizeof(address.sun_path))
-        return error_field(e, ERR_USAGE, "run_dir", "the run directory '%s' has too long a path for a socket", run_dir);
+        return error_field(e, ERR_USAGE, "run_dir",
+                           "the run directory '%s' has too long a path for a socket", run_dir);
     cleanup(fd_close) int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
         return error_errno(e, "connect to '%s'", address.sun_path);
@@ -37,7 +38,8 @@ static enum err socket_connect(const char *run_dir, int *ret_fd, struct error *e
 static enum err executable_seal(int *ret_fd, struct error *e)
 {
     size_t bytes = (size_t)(dirigent_launcher_end - dirigent_launcher_begin);
-    cleanup(fd_close) int fd = memfd_create("dirigent-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING | 0x10u /* MFD_EXEC */);
+    cleanup(fd_close) int fd =
+        memfd_create("dirigent-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING | 0x10u /* MFD_EXEC */);
     if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
         fd = memfd_create("dirigent-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0 || fd_write_all(fd, dirigent_launcher_begin, bytes) != ERR_OK ||
@@ -95,7 +97,8 @@ static enum err launcher_start(const struct launcher_config *c, struct error *e)
         return error_errno(e, "make a pipe");
     pid_t pid = fork();
     if (pid == 0) {
-        /* Its parent is process 1 or the nearest subreaper: it is not the worker's child, whose death it survives. */
+        /* Its parent is process 1 or the nearest subreaper: it is not the worker's child, whose
+         * death it survives. */
         pid_t second = fork();
         if (second != 0)
             _exit(second < 0 ? 1 : 0);
@@ -110,14 +113,17 @@ static enum err launcher_start(const struct launcher_config *c, struct error *e)
     if (pid < 0)
         err = error_errno(e, "start the launcher");
     else if (poll(&wait, 1, START_PATIENCE_MS) <= 0)
-        err = error_set(e, ERR_TIMEOUT, "the launcher did not get ready within %d s", START_PATIENCE_MS / 1000);
+        err = error_set(e, ERR_TIMEOUT, "the launcher did not get ready within %d s",
+                        START_PATIENCE_MS / 1000);
     else if ((n = read(ends[0], outcome, sizeof(outcome) - 1)) <= 0 || strcmp(outcome, "ok") != 0)
-        err = error_set(e, ERR_FAILED, "the launcher cannot work on this host: %s", n > 0 ? outcome : "it died at start");
+        err = error_set(e, ERR_FAILED, "the launcher cannot work on this host: %s",
+                        n > 0 ? outcome : "it died at start");
     (void)close(ends[0]);
     return err;
 }
 
-enum err launcher_open(const struct launcher_config *config, int *ret_fd, bool *ret_started, struct error *e)
+enum err launcher_open(const struct launcher_config *config, int *ret_fd, bool *ret_started,
+                       struct error *e)
 {
     *ret_started = false;
     if (socket_connect(config->run_dir, ret_fd, NULL) == ERR_OK)
@@ -188,7 +194,9 @@ static void on_ready(struct loop_poll *poll, uint32_t epoll_events)
             break;
         if (n != (ssize_t)sizeof(event)) {
             loop_poll_stop(poll);
-            c->callbacks->on_closed(c, c->user, n == 0 ? "the launcher has gone" : "the launcher is of another version");
+            c->callbacks->on_closed(c, c->user,
+                                    n == 0 ? "the launcher has gone"
+                                           : "the launcher is of another version");
             break;
         }
         event.text[sizeof(event.text) - 1] = '\0';
@@ -199,8 +207,8 @@ static void on_ready(struct loop_poll *poll, uint32_t epoll_events)
         client_end(c);
 }
 
-enum err launcher_client_new(struct loop *loop, int fd, const struct launcher_callbacks *callbacks, void *user,
-                             struct launcher_client **ret_client, struct error *e)
+enum err launcher_client_new(struct loop *loop, int fd, const struct launcher_callbacks *callbacks,
+                             void *user, struct launcher_client **ret_client, struct error *e)
 {
     struct launcher_client *c = mem_new(sizeof(*c));
     c->callbacks = callbacks;
@@ -227,16 +235,18 @@ void launcher_client_free(struct launcher_client *c)
         client_end(c);
 }
 
-void launcher_client_send(struct launcher_client *c, const struct launcher_command *command, const char *strings, const int *fds,
-                          size_t fd_count)
+void launcher_client_send(struct launcher_client *c, const struct launcher_command *command,
+                          const char *strings, const int *fds, size_t fd_count)
 {
-    size_t bytes = sizeof(*command) + (command->kind == LAUNCHER_TEMPLATE ? command->template.strings_bytes : 0);
+    size_t bytes = sizeof(*command) +
+                   (command->kind == LAUNCHER_TEMPLATE ? command->template.strings_bytes : 0);
     assert(bytes <= LAUNCHER_PACKET_BYTES_MAX && fd_count <= 2);
     char *packet = mem_new(bytes);
     memcpy(packet, command, sizeof(*command));
     if (bytes > sizeof(*command))
         memcpy(packet + sizeof(*command), strings, bytes - sizeof(*command));
-    if (list_is_empty(&c->waiting) && packet_send(c->poll.fd, packet, bytes, fds, fd_count) != ERR_MORE) {
+    if (list_is_empty(&c->waiting) &&
+        packet_send(c->poll.fd, packet, bytes, fds, fd_count) != ERR_MORE) {
         free(packet);
         return;
     }

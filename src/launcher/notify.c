@@ -1,11 +1,13 @@
-/* notify.c - readiness by system call: seccomp_unotify(2). The launcher carries out listen(2) itself, on a copy of the socket, so
- * that the socket listens before anybody is told. bind(2) to 127.0.0.1:$PORT (or [::1]:$PORT) is carried out as a bind to all addresses:
- * development servers bind so, and the namespace has no other network than the platform's. All else goes on in the kernel.
+/* notify.c - readiness by system call: seccomp_unotify(2). The launcher carries out listen(2)
+ * itself, on a copy of the socket, so that the socket listens before anybody is told. bind(2) to
+ * 127.0.0.1:$PORT (or [::1]:$PORT) is carried out as a bind to all addresses: development servers
+ * bind so, and the namespace has no other network than the platform's. All else goes on in the
+ * kernel.
  *
  * All sandboxes share one listener; the network namespace of the socket tells whose it is.
  *
- * Where the kernel gives no listener, the launcher connects to $PORT again and again. That finds neither a wrong port nor a program
- * on 127.0.0.1. */
+ * Where the kernel gives no listener, the launcher connects to $PORT again and again. That finds
+ * neither a wrong port nor a program on 127.0.0.1. */
 #include "launcher/state.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -44,15 +46,16 @@ static pid_t process_of(pid_t thread)
     return process;
 }
 
-/* A copy of the descriptor of the call's first argument; -1 when there is none, or the caller has died meanwhile and its number
- * may be another's. */
+/* A copy of the descriptor of the call's first argument; -1 when there is none, or the caller has
+ * died meanwhile and its number may be another's. */
 static int fetch_fd(const struct launcher *l, const struct seccomp_notif *call)
 {
     pid_t thread = (pid_t)call->pid;
     cleanup(fd_close) int pidfd = (int)syscall(SYS_pidfd_open, thread, 0);
     if (pidfd < 0)
         pidfd = (int)syscall(SYS_pidfd_open, process_of(thread), 0);
-    cleanup(fd_close) int fd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)call->data.args[0], 0);
+    cleanup(fd_close) int fd =
+        pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)call->data.args[0], 0);
     return ioctl(l->listener_fd, SECCOMP_IOCTL_NOTIF_ID_VALID, &call->id) == 0 ? fd_take(&fd) : -1;
 }
 
@@ -72,14 +75,16 @@ static void answer(const struct launcher *l, uint64_t id, bool go_on, int error_
     struct seccomp_notif_resp response = {.id = id,
                                           .error = go_on ? 0 : -error_number,
                                           .flags = go_on ? SECCOMP_USER_NOTIF_FLAG_CONTINUE : 0};
-    (void)ioctl(l->listener_fd, SECCOMP_IOCTL_NOTIF_SEND, &response); /* ENOENT: the thread has died meanwhile */
+    (void)ioctl(l->listener_fd, SECCOMP_IOCTL_NOTIF_SEND,
+                &response); /* ENOENT: the thread has died meanwhile */
 }
 
 static bool is_loopback(const struct sockaddr *address)
 {
     if (address->sa_family == AF_INET)
         return ((const struct sockaddr_in *)address)->sin_addr.s_addr == htonl(INADDR_LOOPBACK);
-    return address->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)address)->sin6_addr);
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)address)->sin6_addr);
 }
 
 static void on_bind(struct launcher *l, const struct seccomp_notif *call)
@@ -93,8 +98,10 @@ static void on_bind(struct launcher *l, const struct seccomp_notif *call)
     struct iovec local = {&address, bytes}, remote = {(void *)(uintptr_t)call->data.args[1], bytes};
     cleanup(fd_close) int fd = -1;
     const struct slot *s = NULL;
-    /* What we cannot read, the kernel will say what is wrong with. The port is at the same place in both. */
-    if (process_vm_readv((pid_t)call->pid, &local, 1, &remote, 1, 0) == (ssize_t)bytes && is_loopback(&address.any)) {
+    /* What we cannot read, the kernel will say what is wrong with. The port is at the same place in
+     * both. */
+    if (process_vm_readv((pid_t)call->pid, &local, 1, &remote, 1, 0) == (ssize_t)bytes &&
+        is_loopback(&address.any)) {
         fd = fetch_fd(l, call);
         s = slot_of(l, fd);
     }
@@ -132,9 +139,10 @@ static void told_listening(struct slot *s, const struct sockaddr *address)
     const struct sockaddr_in *in = (const struct sockaddr_in *)address;
     const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)address;
     uint16_t port = ntohs(v4 ? in->sin_port : in6->sin6_port);
-    bool reachable = v4 ? in->sin_addr.s_addr == htonl(INADDR_ANY) ||
-                              in->sin_addr.s_addr == htonl(network_slot_ip(&s->launcher->network, s->index))
-                        : IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr);
+    bool reachable =
+        v4 ? in->sin_addr.s_addr == htonl(INADDR_ANY) ||
+                 in->sin_addr.s_addr == htonl(network_slot_ip(&s->launcher->network, s->index))
+           : IN6_IS_ADDR_UNSPECIFIED(&in6->sin6_addr);
     if (port == s->template->spec.port && reachable) {
         told_ready(s);
     } else if (!s->is_ready && !s->told_wrong_port) {
@@ -151,7 +159,8 @@ static void on_listen(struct launcher *l, const struct seccomp_notif *call)
     int domain = 0, type = 0;
     socklen_t bytes = sizeof(int);
     struct slot *s = slot_of(l, fd);
-    if (s == NULL || getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &bytes) < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &bytes) < 0 ||
+    if (s == NULL || getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &bytes) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &bytes) < 0 ||
         (domain != AF_INET && domain != AF_INET6) || type != SOCK_STREAM) {
         answer(l, call->id, true, 0);
         return;
@@ -164,7 +173,9 @@ static void on_listen(struct launcher *l, const struct seccomp_notif *call)
     struct sockaddr_storage address = {0};
     bytes = sizeof(address);
     if (getsockname(fd, (struct sockaddr *)&address, &bytes) == 0)
-        told_listening(s, (struct sockaddr *)&address); /* before the answer: others have the longer way to go */
+        told_listening(
+            s,
+            (struct sockaddr *)&address); /* before the answer: others have the longer way to go */
     answer(l, call->id, false, 0);
     if (s->is_ready)
         sandbox_limit(s);
@@ -199,7 +210,8 @@ static void probe_again(struct slot *s)
     loop_poll_stop(&s->probe_poll);
     fd_close(&fd);
     loop_timer_start(loop, &s->probe_timer, loop_now_ns(loop) + s->probe_wait_us * NS_PER_US);
-    s->probe_wait_us = MIN(s->probe_wait_us * 27 / 20, PROBE_LAST_US); /* times 1.35, as the original's probes */
+    s->probe_wait_us =
+        MIN(s->probe_wait_us * 27 / 20, PROBE_LAST_US); /* times 1.35, as the original's probes */
 }
 
 static void on_probe_ready(struct loop_poll *poll, uint32_t epoll_events)
@@ -222,12 +234,14 @@ static void on_probe_timer(struct loop_timer *timer)
     struct slot *s = container_of(timer, struct slot, probe_timer);
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons(s->template->spec.port),
-                                  .sin_addr.s_addr = htonl(network_slot_ip(&s->launcher->network, s->index))};
+                                  .sin_addr.s_addr =
+                                      htonl(network_slot_ip(&s->launcher->network, s->index))};
     struct error e = {0};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     s->probe_poll.fd = fd;
     s->probe_poll.on_ready = on_probe_ready;
-    if (fd < 0 || (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno != EINPROGRESS) ||
+    if (fd < 0 ||
+        (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno != EINPROGRESS) ||
         loop_poll_start(s->launcher->loop, &s->probe_poll, fd, EPOLLOUT, &e) != ERR_OK)
         probe_again(s);
 }
@@ -258,7 +272,8 @@ void notify_start(struct launcher *l, int listener_fd)
     struct error e = {0};
     uint64_t flags = SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP;
     if (listener_fd < 0) {
-        dprintf(2, "dirigent-launcher: no seccomp listener: programs are probed, and must listen on all addresses\n");
+        dprintf(2, "dirigent-launcher: no seccomp listener: programs are probed, and must listen "
+                   "on all addresses\n");
         return;
     }
     (void)ioctl(listener_fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags); /* only faster */

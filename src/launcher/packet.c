@@ -33,14 +33,18 @@ enum err packet_send(int fd, const void *data, size_t bytes, const int *fds, siz
     return ERR_OK;
 }
 
-ssize_t packet_recv(int fd, void *data, size_t bytes, int *ret_fds, size_t fds_max, size_t *ret_fd_count)
+ssize_t packet_recv(int fd, void *data, size_t bytes, int *ret_fds, size_t fds_max,
+                    size_t *ret_fd_count)
 {
     struct iovec part = {.iov_base = data, .iov_len = bytes};
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(FDS_MAX * sizeof(int))];
     } control;
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof(control)};
     *ret_fd_count = 0;
     ssize_t n;
     do {

@@ -13,18 +13,22 @@
 
 #define BUILDS_AT_ONCE 8u
 #define BIRTHS_AT_ONCE 16u
-/* Until it listens a sandbox has at least one processor: a small limit is dealt out in slices that are used up before the
- * program has begun, and then it stands still for the rest of the period. docs/decisions/0006-cpu-while-starting.md. */
+/* Until it listens a sandbox has at least one processor: a small limit is dealt out in slices that
+ * are used up before the program has begun, and then it stands still for the rest of the period.
+ * docs/decisions/0006-cpu-while-starting.md. */
 #define START_CPU_MILLI 1000u
-/* To write a limit makes the kernel look at every cgroup there is. A version that has started quickly needs no more than this. */
+/* To write a limit makes the kernel look at every cgroup there is. A version that has started
+ * quickly needs no more than this. */
 #define TWO_SLICES_MILLI 100u
 #define QUICK_START_US 5000u
 #define REST_MS 50u
-#define REFILL_DELAY_US 1500u /* a start that has just been ordered has the processors for itself */
+#define REFILL_DELAY_US 1500u /* a start that has just been ordered has the processors for itself \
+                               */
 
 static void slot_ready(struct slot *s);
 static void quarantine(struct slot *s);
-static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns, int output_fd);
+static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns,
+                      int output_fd);
 
 /* ---- the pool ---- */
 
@@ -44,22 +48,25 @@ static uint32_t list_length(const struct list *head)
     return count;
 }
 
-/* Makes what is missing: a blank for each waiting start and blanks_min on top, slots for them in time. */
+/* Makes what is missing: a blank for each waiting start and blanks_min on top, slots for them in
+ * time. */
 void slots_refill(struct launcher *l)
 {
     if (l->shutting_down)
         return;
-    uint32_t wanted = l->config.blanks_min + list_length(&l->starts), have = parked_count(l) + l->births;
+    uint32_t wanted = l->config.blanks_min + list_length(&l->starts),
+             have = parked_count(l) + l->births;
     while (have < wanted && l->births < BIRTHS_AT_ONCE && !list_is_empty(&l->free_slots)) {
         struct slot *s = list_entry(l->free_slots.next, struct slot, node);
         list_remove(&s->node);
         helpers_birth(l, s);
         have++;
     }
-    /* Slots at rest do not count: under steady load as many as rest at a time must exist beside those in use. */
+    /* Slots at rest do not count: under steady load as many as rest at a time must exist beside
+     * those in use. */
     uint32_t coming = have + list_length(&l->free_slots) + l->building + l->anchoring;
-    while (coming < wanted + l->config.blanks_min && l->building < BUILDS_AT_ONCE && !l->builder_failed &&
-           l->slots_made + l->building < l->config.slots_max) {
+    while (coming < wanted + l->config.blanks_min && l->building < BUILDS_AT_ONCE &&
+           !l->builder_failed && l->slots_made + l->building < l->config.slots_max) {
         struct slot *s = &l->slots[l->slots_made + l->building];
         if (s->state != SLOT_EMPTY)
             break;
@@ -71,7 +78,8 @@ void slots_refill(struct launcher *l)
 static void refill_later(struct launcher *l)
 {
     if (!loop_timer_is_running(&l->refill_timer))
-        loop_timer_start(l->loop, &l->refill_timer, loop_now_ns(l->loop) + REFILL_DELAY_US * NS_PER_US);
+        loop_timer_start(l->loop, &l->refill_timer,
+                         loop_now_ns(l->loop) + REFILL_DELAY_US * NS_PER_US);
 }
 
 void slot_built(struct slot *s, int netns_fd, uint64_t netns_cookie)
@@ -184,13 +192,15 @@ static void on_reaped(struct slot *s)
     struct launcher *l = s->launcher;
     struct launcher_event event;
     bool was_sandbox = s->template != NULL;
-    uint64_t oom_kills = cgroup_slot_oom_kills(&l->shared.cgroups, s->index); /* since the cgroup was made */
+    uint64_t oom_kills =
+        cgroup_slot_oom_kills(&l->shared.cgroups, s->index); /* since the cgroup was made */
     if (was_sandbox) {
         uint64_t peak = cgroup_slot_memory_peak(&l->shared.cgroups, s->index);
         launcher_slot_event(s, s->failed ? LAUNCHER_START_FAILED : LAUNCHER_EXITED, &event);
         event.wait_status = s->has_status ? s->wait_status : SIGKILL;
         event.oom = oom_kills > s->oom_kills;
-        event.memory_peak_bytes = peak > s->memory_peak ? peak : 0; /* else it is of an earlier use */
+        event.memory_peak_bytes =
+            peak > s->memory_peak ? peak : 0; /* else it is of an earlier use */
         launcher_event_send(l, &event);
         (void)map_remove(&l->sandboxes, s->sandbox_id);
         l->running--;
@@ -200,7 +210,8 @@ static void on_reaped(struct slot *s)
     s->oom_kills = oom_kills;
     descriptors_close(s);
     cgroup_slot_reset(&l->shared.cgroups, s->index);
-    s->memory_peak = l->shared.cgroups.version == 2 ? cgroup_slot_memory_peak(&l->shared.cgroups, s->index) : 0;
+    s->memory_peak =
+        l->shared.cgroups.version == 2 ? cgroup_slot_memory_peak(&l->shared.cgroups, s->index) : 0;
     if (!s->outward) {
         struct error e = {0};
         s->outward = network_slot_outward(&l->network, s->netns_fd, true, &e) == ERR_OK;
@@ -347,7 +358,8 @@ static void start_failed(struct slot *s, const char *text)
     sandbox_kill(s);
 }
 
-static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns, int output_fd)
+static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, uint64_t order_ns,
+                      int output_fd)
 {
     struct launcher *l = s->launcher;
     struct error e = {0};
@@ -386,7 +398,8 @@ static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, u
                                        .userns_base = t->userns_base};
         memcpy(packet->strings, t->strings, t->spec.strings_bytes);
         int fds[3] = {t->mntns_fd, t->userns_fd, output_fd};
-        err = packet_send(s->control_fd, packet, sizeof(packet->go) + t->spec.strings_bytes, fds, 3);
+        err =
+            packet_send(s->control_fd, packet, sizeof(packet->go) + t->spec.strings_bytes, fds, 3);
         if (err != ERR_OK)
             (void)error_errno(&e, "reach a blank");
         free(packet);
@@ -407,7 +420,10 @@ void sandbox_start(struct launcher *l, uint64_t sandbox_id, struct template *t, 
         return;
     }
     struct start *start = mem_new(sizeof(*start));
-    *start = (struct start){.sandbox_id = sandbox_id, .order_ns = clock_mono_ns(), .template = t, .output_fd = output_fd};
+    *start = (struct start){.sandbox_id = sandbox_id,
+                            .order_ns = clock_mono_ns(),
+                            .template = t,
+                            .output_fd = output_fd};
     list_push_back(&l->starts, &start->node);
     slots_refill(l);
 }
@@ -416,7 +432,8 @@ void sandbox_signal(struct slot *s, int signo)
 {
     s->signaled = true;
     struct blank_signal order = {BLANK_SIGNAL, signo};
-    if (s->state == SLOT_RUNNING && packet_send(s->control_fd, &order, sizeof(order), NULL, 0) != ERR_OK)
+    if (s->state == SLOT_RUNNING &&
+        packet_send(s->control_fd, &order, sizeof(order), NULL, 0) != ERR_OK)
         sandbox_kill(s);
 }
 

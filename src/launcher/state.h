@@ -1,8 +1,10 @@
-/* state.h - what the launcher's files share: slots, templates, the worker's connection. Nobody else includes it.
+/* state.h - what the launcher's files share: slots, templates, the worker's connection. Nobody else
+ * includes it.
  *
  * A slot is an address with its network namespace and cgroup. Its life:
- *   EMPTY -> BUILDING (builder process, then the anchor) -> FREE -> BIRTH (nursery or anchor clones a blank) -> PARKED -> RUNNING (a sandbox)
- *   -> DYING (killed, not reaped yet) -> QUARANTINE -> FREE -> …                                              */
+ *   EMPTY -> BUILDING (builder process, then the anchor) -> FREE -> BIRTH (nursery or anchor clones
+ * a blank) -> PARKED -> RUNNING (a sandbox)
+ *   -> DYING (killed, not reaped yet) -> QUARANTINE -> FREE -> … */
 #pragma once
 #include "base/hash.h"
 #include "base/list.h"
@@ -12,9 +14,19 @@
 #include "sandbox/network.h"
 #include "sandbox/root.h"
 
-enum slot_state { SLOT_EMPTY, SLOT_BUILDING, SLOT_FREE, SLOT_BIRTH, SLOT_PARKED, SLOT_RUNNING, SLOT_DYING, SLOT_QUARANTINE };
+enum slot_state {
+    SLOT_EMPTY,
+    SLOT_BUILDING,
+    SLOT_FREE,
+    SLOT_BIRTH,
+    SLOT_PARKED,
+    SLOT_RUNNING,
+    SLOT_DYING,
+    SLOT_QUARANTINE
+};
 
-struct template {
+struct template
+{
     struct launcher *launcher;
     uint64_t function_id;
     uint32_t version;
@@ -23,9 +35,9 @@ struct template {
     struct cgroup_limits limits;
     int mntns_fd, userns_fd; /* -1 while it is built */
     uint32_t userns_base, userns_index;
-    uint32_t users;          /* sandboxes and waiting starts */
+    uint32_t users; /* sandboxes and waiting starts */
     bool ready, dropped;
-    uint32_t best_start_us; /* least time from exec to listen of its sandboxes; 0: none yet */
+    uint32_t best_start_us;      /* least time from exec to listen of its sandboxes; 0: none yet */
     struct loop_poll build_poll; /* the helper's result */
     pid_t build_pid;
 };
@@ -35,10 +47,10 @@ struct slot {
     uint32_t index;
     enum slot_state state;
     int netns_fd, control_fd, pidfd, anchor_fd;
-    pid_t pid, anchor_pid;       /* the anchor: with cgroups of version 1 only, see helpers.c */
+    pid_t pid, anchor_pid; /* the anchor: with cgroups of version 1 only, see helpers.c */
     struct loop_poll control_poll, pid_poll, anchor_poll;
-    uint64_t netns_cookie;       /* socket(7), SO_NETNS_COOKIE: tells whose a notification is */
-    struct list node;            /* in the list of its state: free, parked, quarantine */
+    uint64_t netns_cookie; /* socket(7), SO_NETNS_COOKIE: tells whose a notification is */
+    struct list node;      /* in the list of its state: free, parked, quarantine */
     uint64_t quarantine_end_ns;
     struct cgroup_limits limits; /* as they are written now */
     bool outward;                /* its default route is there */
@@ -97,7 +109,8 @@ void helpers_birth(struct launcher *l, struct slot *s);
 bool helpers_anchor(struct launcher *l, struct slot *s); /* ends with slot_anchored() */
 void helpers_anchor_end(struct slot *s);                 /* also when there is none */
 void helpers_build(struct launcher *l, struct slot *s);
-must_check enum err helpers_template(struct launcher *l, struct template *t, int code_fd, struct error *e);
+must_check enum err helpers_template(struct launcher *l, struct template *t, int code_fd,
+                                     struct error *e);
 /* sandboxes.c - slots and sandboxes */
 void slot_built(struct slot *s, int netns_fd, uint64_t netns_cookie);
 void slot_anchored(struct slot *s, bool ok);
@@ -106,17 +119,22 @@ void slots_refill(struct launcher *l);
 void sandbox_start(struct launcher *l, uint64_t sandbox_id, struct template *t, int output_fd);
 void sandbox_signal(struct slot *s, int signo);
 void sandbox_kill(struct slot *s);
-void sandbox_limit(struct slot *s); /* it listens: from now on it has what it was promised, no more */
+void sandbox_limit(
+    struct slot *s); /* it listens: from now on it has what it was promised, no more */
 void template_release(struct launcher *l, struct template *t);
 void on_quarantine_timer(struct loop_timer *timer);
 /* notify.c - bind(2) and listen(2) of sandboxes */
-void notify_start(struct launcher *l, int listener_fd); /* -1: there is none, programs are probed instead */
+void notify_start(struct launcher *l,
+                  int listener_fd); /* -1: there is none, programs are probed instead */
 void notify_sandbox_started(struct slot *s);
 void notify_sandbox_ended(struct slot *s);
 /* packets */
-must_check enum err packet_send(int fd, const void *data, size_t bytes, const int *fds, size_t fd_count);
-/* Returns bytes, 0 at the end, -1 when there is none now. Received descriptors: up to `fds_max`; *ret_fd_count. */
-ssize_t packet_recv(int fd, void *data, size_t bytes, int *ret_fds, size_t fds_max, size_t *ret_fd_count);
+must_check enum err packet_send(int fd, const void *data, size_t bytes, const int *fds,
+                                size_t fd_count);
+/* Returns bytes, 0 at the end, -1 when there is none now. Received descriptors: up to `fds_max`;
+ * *ret_fd_count. */
+ssize_t packet_recv(int fd, void *data, size_t bytes, int *ret_fds, size_t fds_max,
+                    size_t *ret_fd_count);
 static inline uint64_t template_key(uint64_t function_id, uint32_t version)
 {
     return function_id << 24 ^ version; /* both are counters from 1 */

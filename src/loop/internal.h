@@ -17,8 +17,8 @@ struct loop {
     struct loop_timer **timers; /* 4-ary heap by due_ns */
     size_t timer_count, timer_capacity;
     struct list deferred;
-    struct list ready;  /* streams with more to read than their share of a turn */
-    struct list closed; /* streams whose on_closed is due */
+    struct list ready;                 /* streams with more to read than their share of a turn */
+    struct list closed;                /* streams whose on_closed is due */
     _Atomic(struct loop_post *) posts; /* newest first */
     struct loop_poll wake;
     /* Objects that died in this turn may still be named by events already fetched. */

@@ -72,7 +72,8 @@ void loop_forget_events(struct loop *loop, const void *object)
 
 static void run_deferred(struct loop *loop)
 {
-    /* What is deferred while these run waits for the next turn of this list, still before sleeping. */
+    /* What is deferred while these run waits for the next turn of this list, still before sleeping.
+     */
     while (!list_is_empty(&loop->deferred)) {
         struct loop_deferred *d = list_entry(loop->deferred.next, struct loop_deferred, node);
         list_remove(&d->node);
@@ -142,7 +143,8 @@ static int wait_ms(const struct loop *loop, int timeout_ms)
 
 void loop_run_once(struct loop *loop, int timeout_ms)
 {
-    int n = epoll_wait(loop->epoll_fd, loop->events, LOOP_EVENTS_PER_TURN, wait_ms(loop, timeout_ms));
+    int n =
+        epoll_wait(loop->epoll_fd, loop->events, LOOP_EVENTS_PER_TURN, wait_ms(loop, timeout_ms));
     loop_update_now(loop);
     loop->event_count = n < 0 ? 0 : n;
     for (loop->event_index = 0; loop->event_index < loop->event_count;) {

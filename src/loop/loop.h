@@ -8,8 +8,8 @@
  * - Callbacks run from loop_run() only, never from inside the call that asked, with one exception
  *   that is stated where it holds.
  * - An object may be closed from any callback, its own too. Closing is asynchronous: memory may be
- *   freed when `on_closed` runs (or at once when `on_closed` is NULL and the header says so), and no
- *   other callback of that object runs after the close call.
+ *   freed when `on_closed` runs (or at once when `on_closed` is NULL and the header says so), and
+ * no other callback of that object runs after the close call.
  * - Objects are embedded in their owner's struct (container_of); the loop allocates nothing per
  *   operation on the warm path.
  * - Time is monotonic: loop_now_ns() is read once per turn. */
@@ -83,13 +83,14 @@ void loop_poll_change(struct loop_poll *poll, uint32_t epoll_events);
 void loop_poll_stop(struct loop_poll *poll); /* synchronous; memory may go at once. Call before
                                                  closing the fd. No-op when not active. */
 
-/* ---- signals of the process, by signalfd(2); blocks them for the calling thread. One loop only. */
+/* ---- signals of the process, by signalfd(2); blocks them for the calling thread. One loop only.
+ */
 struct loop_signals {
     struct loop_poll poll;
     void (*on_signal)(struct loop_signals *s, int signo);
 };
-must_check enum err loop_signals_start(struct loop *loop, struct loop_signals *s,
-                                       const int *signos, size_t count, struct error *e);
+must_check enum err loop_signals_start(struct loop *loop, struct loop_signals *s, const int *signos,
+                                       size_t count, struct error *e);
 void loop_signals_stop(struct loop_signals *s);
 
 /* ---- child exit by pidfd. on_exit gets the status of waitid(2) as wait(2) encodes it. ---- */
@@ -104,7 +105,8 @@ void loop_child_stop(struct loop_child *child);
 
 /* ---- listeners (TCP or unix stream). Accepts until the kernel has no more, at most 64 a turn. On
  * EMFILE/ENFILE it gives up a reserved descriptor to refuse one connection, and pauses 100 ms
- * rather than spin. The callback owns fd (non-blocking, close-on-exec; TCP_NODELAY set on TCP). ---- */
+ * rather than spin. The callback owns fd (non-blocking, close-on-exec; TCP_NODELAY set on TCP).
+ * ---- */
 struct loop_listener {
     struct loop_poll poll;
     struct loop_timer pause;
@@ -117,18 +119,19 @@ void loop_listener_stop(struct loop_listener *listener); /* closes its descripto
 
 /* ---- streams: connected or connecting sockets. Owns fd from init on. ----
  *
- * Receiving: on_recv gets bytes in the loop's own buffer (LOOP_RECV_BYTES_MAX at most), valid during
- * the callback only: idle connections hold no buffer. bytes == 0 with ERR_END: the peer ended its
- * direction (half-close). Any other err: the connection is broken; on_recv is not called again.
- * loop_stream_pause()/resume() stop and start receiving: this is back-pressure.
+ * Receiving: on_recv gets bytes in the loop's own buffer (LOOP_RECV_BYTES_MAX at most), valid
+ * during the callback only: idle connections hold no buffer. bytes == 0 with ERR_END: the peer
+ * ended its direction (half-close). Any other err: the connection is broken; on_recv is not called
+ * again. loop_stream_pause()/resume() stop and start receiving: this is back-pressure.
  *
- * Sending: loop_stream_send() tries the kernel at once; what it does not take is copied to the stream
- * and sent when there is room. Then on_drained runs, once, when all of it has gone. Whoever relays
- * pauses its source while loop_stream_pending() > 0, so that at most one chunk is ever copied.
- * A broken connection is told by on_recv (ERR_CLOSED), not by send; when a send has failed, also while
- * receiving is paused.
+ * Sending: loop_stream_send() tries the kernel at once; what it does not take is copied to the
+ * stream and sent when there is room. Then on_drained runs, once, when all of it has gone. Whoever
+ * relays pauses its source while loop_stream_pending() > 0, so that at most one chunk is ever
+ * copied. A broken connection is told by on_recv (ERR_CLOSED), not by send; when a send has failed,
+ * also while receiving is paused.
  *
- * on_connect runs once for loop_stream_connect(): ERR_OK, or the failure with errno in `error_number`.
+ * on_connect runs once for loop_stream_connect(): ERR_OK, or the failure with errno in
+ * `error_number`.
  */
 #define LOOP_RECV_BYTES_MAX (64u * 1024u)
 struct loop_stream;
@@ -137,8 +140,9 @@ struct loop_stream_callbacks {
     void (*on_recv)(struct loop_stream *s, enum err err, const char *data, size_t bytes);
     void (*on_drained)(struct loop_stream *s);
     void (*on_closed)(struct loop_stream *s); /* may free */
-    /* May be NULL. The peer ended its direction (`all` false), or the connection is broken (true), while receiving is paused,
-     * so that on_recv cannot tell; what it sent before may still be unread. May be told more than once. */
+    /* May be NULL. The peer ended its direction (`all` false), or the connection is broken (true),
+     * while receiving is paused, so that on_recv cannot tell; what it sent before may still be
+     * unread. May be told more than once. */
     void (*on_peer_ended)(struct loop_stream *s, bool all);
 };
 struct loop_stream {
@@ -149,8 +153,8 @@ struct loop_stream {
     /* private to the loop */
     uint32_t kind;
     int send_failure; /* errno of a failed send, until it is told */
-    bool paused, connecting, readable, writable, ended, broken, shutdown_pending, shutdown_seen, closing,
-        in_ready_list;
+    bool paused, connecting, readable, writable, ended, broken, shutdown_pending, shutdown_seen,
+        closing, in_ready_list;
     char *pending;
     size_t pending_bytes, pending_offset, pending_capacity;
     struct list ready_node;
@@ -161,7 +165,8 @@ must_check enum err loop_stream_init(struct loop *loop, struct loop_stream *s,
                                      struct error *e);
 /* Makes a non-blocking socket and connects. The end is told to on_connect, also when it is known at
  * once (that is then on the next turn, except that a connect that succeeds at once may be told
- * before this returns when `*ret_connected` is not NULL: it is set true and on_connect does not run). */
+ * before this returns when `*ret_connected` is not NULL: it is set true and on_connect does not
+ * run). */
 must_check enum err loop_stream_connect(struct loop *loop, struct loop_stream *s,
                                         const struct loop_stream_callbacks *callbacks,
                                         const struct sockaddr *address, socklen_t address_bytes,
@@ -178,7 +183,8 @@ void loop_stream_resume(struct loop_stream *s);
 void loop_stream_shutdown(struct loop_stream *s);
 /* Closes (dropping what is pending); on_closed runs at the end of this turn. Once. */
 void loop_stream_close(struct loop_stream *s);
-/* As close, but the socket lives on and is the caller's: returned. on_closed runs as after a close. */
+/* As close, but the socket lives on and is the caller's: returned. on_closed runs as after a close.
+ */
 int loop_stream_release(struct loop_stream *s);
 /* As close, but the peer gets a reset (SO_LINGER 0): a cut answer must not look complete. */
 void loop_stream_reset(struct loop_stream *s);

@@ -105,8 +105,10 @@ static void end_on_closed(struct loop_stream *s)
 {
     container_of(s, struct end, stream)->closed++;
 }
-static const struct loop_stream_callbacks end_callbacks = {
-    .on_connect = end_on_connect, .on_recv = end_on_recv, .on_drained = end_on_drained, .on_closed = end_on_closed};
+static const struct loop_stream_callbacks end_callbacks = {.on_connect = end_on_connect,
+                                                           .on_recv = end_on_recv,
+                                                           .on_drained = end_on_drained,
+                                                           .on_closed = end_on_closed};
 
 static void pair_open(struct loop *loop, struct end *a, struct end *b)
 {
@@ -129,7 +131,8 @@ static void pair_close(struct loop *loop, struct end *a, struct end *b)
     loop_free(loop);
 }
 
-/* Bytes arrive whole and in order, whatever the sizes and pauses, and the end of the stream comes last. */
+/* Bytes arrive whole and in order, whatever the sizes and pauses, and the end of the stream comes
+ * last. */
 PROPERTY(bytes_arrive_in_order_with_pauses)
 {
     struct loop *loop = new_loop();
@@ -301,8 +304,8 @@ TEST(a_refused_connect_is_told_with_its_errno)
     socklen_t bytes = bound_address(fd, &address);
     fd_close(&fd);
     struct end client = {0};
-    REQUIRE(loop_stream_connect(loop, &client.stream, &end_callbacks, (struct sockaddr *)&address, bytes,
-                                NULL, &e) == ERR_OK);
+    REQUIRE(loop_stream_connect(loop, &client.stream, &end_callbacks, (struct sockaddr *)&address,
+                                bytes, NULL, &e) == ERR_OK);
     CHECK_EQ(client.connected, 0); /* never inside the call */
     for (int i = 0; i < 100 && client.connected == 0; i++)
         loop_run_once(loop, 10);
@@ -353,15 +356,18 @@ TEST(addresses_are_read_and_refused)
     socklen_t bytes;
     struct error e = {0};
     char text[64];
-    static const char *const good[][2] = {{"127.0.0.1:80", "127.0.0.1:80"}, {":8080", "0.0.0.0:8080"},
-                                          {"localhost:1", "127.0.0.1:1"},    {"[::1]:9", "[::1]:9"}};
+    static const char *const good[][2] = {{"127.0.0.1:80", "127.0.0.1:80"},
+                                          {":8080", "0.0.0.0:8080"},
+                                          {"localhost:1", "127.0.0.1:1"},
+                                          {"[::1]:9", "[::1]:9"}};
     for (size_t i = 0; i < ARRAY_COUNT(good); i++) {
         CHECK_EQ(address_parse(good[i][0], &a, &bytes, &e), ERR_OK);
         address_format((struct sockaddr *)&a, text, sizeof(text));
         CHECK_STR(text, good[i][1]);
     }
-    static const char *const bad[] = {"", "1.2.3.4", "1.2.3.4:", "1.2.3.4:x", "1.2.3.4:65536", "host.example:80",
-                                      "1.2.3:80", "::1:80", "[::1:80", "1.2.3.4:-1", "1.2.3.4: 1"};
+    static const char *const bad[] = {
+        "",         "1.2.3.4", "1.2.3.4:", "1.2.3.4:x",  "1.2.3.4:65536", "host.example:80",
+        "1.2.3:80", "::1:80",  "[::1:80",  "1.2.3.4:-1", "1.2.3.4: 1"};
     for (size_t i = 0; i < ARRAY_COUNT(bad); i++)
         CHECK_EQ(address_parse(bad[i], &a, &bytes, &e), ERR_INVALID);
 }

@@ -70,8 +70,8 @@ enum err address_parse(const char *text, struct sockaddr_storage *ret_address, s
             return ERR_OK;
         }
     }
-    return error_set(e, ERR_INVALID, "'%s' is no ADDRESS:PORT (an IP address; names are not looked up)",
-                     text);
+    return error_set(e, ERR_INVALID,
+                     "'%s' is no ADDRESS:PORT (an IP address; names are not looked up)", text);
 }
 
 void address_format(const struct sockaddr *address, char *ret_text, size_t bytes)
@@ -107,7 +107,8 @@ enum err socket_listen(const char *address, bool reuse_port, int *ret_fd, struct
         return error_errno(e, "share port of %s", address);
     if (bind(fd, (struct sockaddr *)&parsed, bytes) < 0 || listen(fd, LISTEN_BACKLOG) < 0) {
         if (errno == EADDRINUSE)
-            return error_set(e, ERR_BUSY, "listen on %s: another program has this address", address);
+            return error_set(e, ERR_BUSY, "listen on %s: another program has this address",
+                             address);
         return error_errno(e, "listen on %s", address);
     }
     *ret_fd = fd_take(&fd);
@@ -142,7 +143,8 @@ static void on_pause_over(struct loop_timer *timer)
     loop_poll_change(&l->poll, EPOLLIN);
 }
 
-/* No descriptor is left: one connection is refused with the reserved one, then nothing is accepted for a while. */
+/* No descriptor is left: one connection is refused with the reserved one, then nothing is accepted
+ * for a while. */
 static void out_of_descriptors(struct loop_listener *l)
 {
     fd_close(&l->reserve_fd);
@@ -203,8 +205,8 @@ static void on_signals_ready(struct loop_poll *poll, uint32_t epoll_events)
         s->on_signal(s, (int)info.ssi_signo);
 }
 
-enum err loop_signals_start(struct loop *loop, struct loop_signals *s, const int *signos, size_t count,
-                            struct error *e)
+enum err loop_signals_start(struct loop *loop, struct loop_signals *s, const int *signos,
+                            size_t count, struct error *e)
 {
     sigset_t set;
     sigemptyset(&set);
@@ -238,8 +240,9 @@ static void on_child_ready(struct loop_poll *poll, uint32_t epoll_events)
     siginfo_t info = {0};
     if (waitid(P_PIDFD, (id_t)poll->fd, &info, WEXITED | WNOHANG) < 0 || info.si_pid == 0)
         return;
-    int status = info.si_code == CLD_EXITED ? info.si_status << 8
-                                            : info.si_status | (info.si_code == CLD_DUMPED ? 0x80 : 0);
+    int status = info.si_code == CLD_EXITED
+                     ? info.si_status << 8
+                     : info.si_status | (info.si_code == CLD_DUMPED ? 0x80 : 0);
     loop_child_stop(child);
     child->on_exit(child, status);
 }

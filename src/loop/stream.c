@@ -1,6 +1,6 @@
-/* stream.c - connected sockets on edge-triggered epoll. A stream is registered once, for both directions; from
- * then on only recv and send are called. `readable` means that the kernel may have bytes: it becomes false with a
- * short read, so that no recv is spent on learning EAGAIN. */
+/* stream.c - connected sockets on edge-triggered epoll. A stream is registered once, for both
+ * directions; from then on only recv and send are called. `readable` means that the kernel may have
+ * bytes: it becomes false with a short read, so that no recv is spent on learning EAGAIN. */
 #include "loop/internal.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -65,8 +65,9 @@ static void receive(struct loop_stream *s)
             s->callbacks->on_recv(s, ERR_END, NULL, 0);
             return;
         }
-        /* A short read has emptied the socket; what comes later makes a new edge. The end of the stream
-         * makes its edge too (EPOLLRDHUP), which may have come before this read: it sets `rdhup`. */
+        /* A short read has emptied the socket; what comes later makes a new edge. The end of the
+         * stream makes its edge too (EPOLLRDHUP), which may have come before this read: it sets
+         * `rdhup`. */
         if ((size_t)n < LOOP_RECV_BYTES_MAX && !s->shutdown_seen)
             s->readable = false;
         s->callbacks->on_recv(s, ERR_OK, loop->receive_buffer, (size_t)n);
@@ -78,8 +79,8 @@ static void receive(struct loop_stream *s)
 static void send_pending(struct loop_stream *s)
 {
     while (s->pending_offset < s->pending_bytes) {
-        ssize_t n = send(s->fd, s->pending + s->pending_offset, s->pending_bytes - s->pending_offset,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = send(s->fd, s->pending + s->pending_offset,
+                         s->pending_bytes - s->pending_offset, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
@@ -170,7 +171,8 @@ void loop_streams_run_ready(struct loop *loop)
             continue;
         }
         if (s->send_failure != 0 && s->paused)
-            tell_broken(s, s->send_failure); /* what has come is not read, but nothing can be sent */
+            tell_broken(s,
+                        s->send_failure); /* what has come is not read, but nothing can be sent */
         else
             receive(s);
     }
@@ -180,7 +182,8 @@ static enum err stream_register(struct loop *loop, struct loop_stream *s,
                                 const struct loop_stream_callbacks *callbacks, int fd,
                                 struct error *e)
 {
-    *s = (struct loop_stream){.loop = loop, .callbacks = callbacks, .fd = fd, .kind = LOOP_KIND_STREAM};
+    *s = (struct loop_stream){
+        .loop = loop, .callbacks = callbacks, .fd = fd, .kind = LOOP_KIND_STREAM};
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                 .data.ptr = &s->kind};
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0)
@@ -234,7 +237,8 @@ static void pending_append(struct loop_stream *s, const char *data, size_t bytes
         s->pending_offset = s->pending_bytes = 0;
     if (s->pending_capacity - s->pending_bytes < bytes) {
         if (s->pending_offset > 0) {
-            memmove(s->pending, s->pending + s->pending_offset, s->pending_bytes - s->pending_offset);
+            memmove(s->pending, s->pending + s->pending_offset,
+                    s->pending_bytes - s->pending_offset);
             s->pending_bytes -= s->pending_offset;
             s->pending_offset = 0;
         }
@@ -256,11 +260,13 @@ void loop_stream_sendv(struct loop_stream *s, const struct iovec *parts, int cou
         struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
         ssize_t n;
         do {
-            n = count == 1 ? send(s->fd, parts[0].iov_base, parts[0].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT)
-                           : sendmsg(s->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+            n = count == 1
+                    ? send(s->fd, parts[0].iov_base, parts[0].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT)
+                    : sendmsg(s->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
         } while (n < 0 && errno == EINTR);
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
-            /* The reader of this stream is told, from the loop: callbacks never run inside a send. */
+            /* The reader of this stream is told, from the loop: callbacks never run inside a send.
+             */
             s->send_failure = errno;
             s->writable = false;
             s->readable = true;

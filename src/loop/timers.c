@@ -76,7 +76,8 @@ void loop_timer_stop(struct loop *loop, struct loop_timer *timer)
 
 void loop_timers_run(struct loop *loop)
 {
-    /* A timer that is started again for now or the past runs in the next turn, not for ever in this one. */
+    /* A timer that is started again for now or the past runs in the next turn, not for ever in this
+     * one. */
     size_t most = loop->timer_count;
     while (loop->timer_count > 0 && loop->timers[0]->due_ns <= loop->now_ns && most-- > 0) {
         struct loop_timer *timer = loop->timers[0];

@@ -65,15 +65,19 @@ static void go_receive(struct blank *b)
         struct cmsghdr header;
         char space[CMSG_SPACE(3 * sizeof(int))];
     } control;
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = sizeof(control)};
+    struct msghdr message = {.msg_iov = parts,
+                             .msg_iovlen = 2,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof(control)};
     ssize_t n;
     do {
         n = recvmsg(b->control_fd, &message, MSG_CMSG_CLOEXEC);
     } while (n < 0 && errno == EINTR);
     struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-    if (n < (ssize_t)sizeof(b->go) || b->go.order != BLANK_GO || c == NULL || c->cmsg_len != CMSG_LEN(3 * sizeof(int)) ||
-        b->go.strings_bytes != (size_t)n - sizeof(b->go) || b->go.argc == 0 || b->go.argc > ARGUMENTS_MAX ||
-        b->go.envc >= ARRAY_COUNT(b->env))
+    if (n < (ssize_t)sizeof(b->go) || b->go.order != BLANK_GO || c == NULL ||
+        c->cmsg_len != CMSG_LEN(3 * sizeof(int)) ||
+        b->go.strings_bytes != (size_t)n - sizeof(b->go) || b->go.argc == 0 ||
+        b->go.argc > ARGUMENTS_MAX || b->go.envc >= ARRAY_COUNT(b->env))
         _exit(2); /* the launcher has gone, or is not ours */
     int fds[3];
     memcpy(fds, CMSG_DATA(c), sizeof(fds));
@@ -105,14 +109,16 @@ static uint64_t now_ns(void)
 /* ---- becoming a sandbox ---- */
 
 /* A detached mount; *ret_context, when asked for, can change its options later. */
-static int mount_new(const struct blank *b, const char *type, const char *const *options, unsigned attributes, int *ret_context)
+static int mount_new(const struct blank *b, const char *type, const char *const *options,
+                     unsigned attributes, int *ret_context)
 {
     uint64_t secret = b->shared->secret;
     cleanup(fd_close) int context = (int)SETUP_CALL(secret, SYS_fsopen, type, FSOPEN_CLOEXEC);
     if (context < 0)
         return -1;
     for (; options[0] != NULL; options += 2)
-        if (SETUP_CALL(secret, SYS_fsconfig, context, FSCONFIG_SET_STRING, options[0], options[1], 0) < 0)
+        if (SETUP_CALL(secret, SYS_fsconfig, context, FSCONFIG_SET_STRING, options[0], options[1],
+                       0) < 0)
             return -1;
     if (SETUP_CALL(secret, SYS_fsconfig, context, FSCONFIG_CMD_CREATE) < 0)
         return -1;
@@ -127,22 +133,26 @@ static void things_make(struct blank *b)
 {
     static const char *const proc[] = {"subset", "pid", "hidepid", "invisible", NULL};
     static const char *const tmp[] = {"nr_inodes", "64k", "mode", "1777", NULL};
-    b->proc_fd = mount_new(b, "proc", proc, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, NULL);
+    b->proc_fd =
+        mount_new(b, "proc", proc, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, NULL);
     if (b->proc_fd < 0)
         fail(b, "make /proc");
     b->tmp_fd = mount_new(b, "tmpfs", tmp, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, &b->tmp_context);
     if (b->tmp_fd < 0)
         fail(b, "make /tmp");
     b->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (b->null_fd < 0 || pipe2(b->pipes[0], O_CLOEXEC | O_NONBLOCK) < 0 || pipe2(b->pipes[1], O_CLOEXEC | O_NONBLOCK) < 0)
+    if (b->null_fd < 0 || pipe2(b->pipes[0], O_CLOEXEC | O_NONBLOCK) < 0 ||
+        pipe2(b->pipes[1], O_CLOEXEC | O_NONBLOCK) < 0)
         fail(b, "open the program's descriptors");
-    for (int i = 0; i < 2; i++) /* only our end does not block: the program expects ordinary pipes */
+    for (int i = 0; i < 2;
+         i++) /* only our end does not block: the program expects ordinary pipes */
         (void)fcntl(b->pipes[i][1], F_SETFL, O_WRONLY);
 }
 
 static int mount_attach(const struct blank *b, int *tree, const char *at)
 {
-    int result = (int)SETUP_CALL(b->shared->secret, SYS_move_mount, *tree, "", AT_FDCWD, at, MOVE_MOUNT_F_EMPTY_PATH);
+    int result = (int)SETUP_CALL(b->shared->secret, SYS_move_mount, *tree, "", AT_FDCWD, at,
+                                 MOVE_MOUNT_F_EMPTY_PATH);
     fd_close(tree);
     return result;
 }
@@ -150,7 +160,8 @@ static int mount_attach(const struct blank *b, int *tree, const char *at)
 static void mounts_join(struct blank *b)
 {
     uint64_t secret = b->shared->secret;
-    if (SETUP_CALL(secret, SYS_setns, b->mntns_fd, CLONE_NEWNS) < 0 || SETUP_CALL(secret, SYS_unshare, CLONE_NEWNS) < 0)
+    if (SETUP_CALL(secret, SYS_setns, b->mntns_fd, CLONE_NEWNS) < 0 ||
+        SETUP_CALL(secret, SYS_unshare, CLONE_NEWNS) < 0)
         fail(b, "join the version's mounts");
     if (mount_attach(b, &b->proc_fd, "/proc") < 0)
         fail(b, "mount /proc");
@@ -178,17 +189,19 @@ static void user_join(struct blank *b)
         fail(b, "make a keyring");
 }
 
-/* Landlock, where the kernel has it: writes beneath /tmp and to devices only; no signals or abstract sockets
- * outward. What a version of the kernel does not know is left out; the mounts are read-only all the same. */
+/* Landlock, where the kernel has it: writes beneath /tmp and to devices only; no signals or
+ * abstract sockets outward. What a version of the kernel does not know is left out; the mounts are
+ * read-only all the same. */
 static void landlock_enter(struct blank *b)
 {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
     if (version < 1)
         return;
-    uint64_t writes = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR | LANDLOCK_ACCESS_FS_REMOVE_FILE |
-                      LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_MAKE_REG |
-                      LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO | LANDLOCK_ACCESS_FS_MAKE_BLOCK |
-                      LANDLOCK_ACCESS_FS_MAKE_SYM;
+    uint64_t writes = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR |
+                      LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR |
+                      LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_MAKE_REG |
+                      LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
+                      LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM;
     if (version >= 2)
         writes |= UINT64_C(1) << 13; /* REFER */
     if (version >= 3)
@@ -196,7 +209,8 @@ static void landlock_enter(struct blank *b)
     struct {
         uint64_t handled_fs, handled_net, scoped; /* struct landlock_ruleset_attr of Linux 6.12 */
     } ruleset = {.handled_fs = writes, .scoped = version >= 6 ? 3 : 0};
-    cleanup(fd_close) int fd = (int)syscall(SYS_landlock_create_ruleset, &ruleset, version >= 6 ? sizeof(ruleset) : 8, 0);
+    cleanup(fd_close) int fd =
+        (int)syscall(SYS_landlock_create_ruleset, &ruleset, version >= 6 ? sizeof(ruleset) : 8, 0);
     if (fd < 0)
         fail(b, "make Landlock rules");
     static const char *const writable[] = {"/tmp", "/dev"};
@@ -216,12 +230,15 @@ static void privileges_give_up(struct blank *b)
     for (unsigned long capability = 0; capability < b->shared->capabilities; capability++)
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
             fail(b, "drop a capability");
-    unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_SETUID_FIXUP_LOCKED |
-                         SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+    unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP |
+                         SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED |
+                         SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {0};
-    if (prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
-        SETUP_CALL(b->shared->secret, SYS_capset, &header, none) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+    if (prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) < 0 ||
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 ||
+        SETUP_CALL(b->shared->secret, SYS_capset, &header, none) < 0 ||
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         fail(b, "give up capabilities");
     /* Changing the user has cleared it: when the launcher dies, so do we. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
@@ -243,7 +260,8 @@ static const char *environment_get(const struct blank *b, const char *name)
     return "";
 }
 
-/* As execvp(3), with the sandbox's PATH. Remembers EACCES: "not executable" says more than "not found". */
+/* As execvp(3), with the sandbox's PATH. Remembers EACCES: "not executable" says more than "not
+ * found". */
 static int exec_search(struct blank *b)
 {
     if (strchr(b->argv[0], '/') != NULL) {
@@ -297,11 +315,13 @@ static void program_start(struct blank *b)
     close(b->pipes[1][1]);
     if (b->exec_errno != 0) {
         report = (struct blank_report){.kind = BLANK_FAILED, .exec_errno = b->exec_errno};
-        (void)snprintf(report.text, sizeof(report.text), "command '%.120s' cannot be run: %s", b->argv[0], strerror(b->exec_errno));
+        (void)snprintf(report.text, sizeof(report.text), "command '%.120s' cannot be run: %s",
+                       b->argv[0], strerror(b->exec_errno));
         report_send(b, &report);
         _exit(1);
     }
-    report = (struct blank_report){.kind = BLANK_STARTED, .created_ns = created_ns, .executed_ns = now_ns()};
+    report = (struct blank_report){
+        .kind = BLANK_STARTED, .created_ns = created_ns, .executed_ns = now_ns()};
     report_send(b, &report);
 }
 
@@ -351,7 +371,8 @@ static void order_take(struct blank *b)
     ssize_t n = recv(b->control_fd, &order, sizeof(order), MSG_DONTWAIT);
     if (n == 0)
         _exit(3); /* the launcher has gone */
-    if (n == (ssize_t)sizeof(order) && order.order == BLANK_SIGNAL && order.signo > 0 && order.signo < 65)
+    if (n == (ssize_t)sizeof(order) && order.order == BLANK_SIGNAL && order.signo > 0 &&
+        order.signo < 65)
         if (kill(-b->program, order.signo) < 0)
             (void)kill(b->program, order.signo);
 }
@@ -390,7 +411,8 @@ void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd)
     (void)sigprocmask(SIG_SETMASK, &set, NULL);
     int signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     (void)prctl(PR_SET_NAME, "dirigent-init", 0, 0, 0);
-    if (signal_fd < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+    if (signal_fd < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 ||
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         fail(&b, "prepare a blank");
     if (netns_fd >= 0 && (SETUP_CALL(shared->secret, SYS_unshare, CLONE_NEWCGROUP) < 0 ||
                           SETUP_CALL(shared->secret, SYS_setns, netns_fd, CLONE_NEWNET) < 0))
@@ -398,7 +420,8 @@ void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd)
     /* Nothing that was inherited stays: only the two that are needed, moved out of the way. */
     b.control_fd = fcntl(control_fd, F_DUPFD_CLOEXEC, KEPT_FD);
     signal_fd = fcntl(signal_fd, F_DUPFD_CLOEXEC, KEPT_FD + 1);
-    if (b.control_fd != KEPT_FD || signal_fd != KEPT_FD + 1 || syscall(SYS_close_range, 3, KEPT_FD - 1, 0) < 0 ||
+    if (b.control_fd != KEPT_FD || signal_fd != KEPT_FD + 1 ||
+        syscall(SYS_close_range, 3, KEPT_FD - 1, 0) < 0 ||
         syscall(SYS_close_range, KEPT_FD + 2, ~0u, 0) < 0)
         fail(&b, "close what was inherited");
     things_make(&b);

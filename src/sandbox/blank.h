@@ -1,13 +1,14 @@
 /* blank.h - process 1 of a sandbox, from birth to end.
  *
- * A blank is cloned ahead of time by the nursery into its own pid, ipc, uts and cgroup namespaces, and its
- * slot's cgroup; it enters the slot's network namespace and waits on its control socket (seqpacket). BLANK_GO makes it a sandbox of one version: it joins
- * the version's mount namespace (a copy of it), mounts its own /proc and /tmp, joins the version's user namespace, gives up everything,
- * starts the program and from then on reaps, forwards signals and pumps output.
+ * A blank is cloned ahead of time by the nursery into its own pid, ipc, uts and cgroup namespaces,
+ * and its slot's cgroup; it enters the slot's network namespace and waits on its control socket
+ * (seqpacket). BLANK_GO makes it a sandbox of one version: it joins the version's mount namespace
+ * (a copy of it), mounts its own /proc and /tmp, joins the version's user namespace, gives up
+ * everything, starts the program and from then on reaps, forwards signals and pumps output.
  *
- * Control socket, launcher to blank: struct blank_go, then its strings; descriptors: mount namespace, user namespace, output file.
- * Or struct blank_signal. Blank to launcher: struct blank_report, one a packet; of
- * which none carries a descriptor. */
+ * Control socket, launcher to blank: struct blank_go, then its strings; descriptors: mount
+ * namespace, user namespace, output file. Or struct blank_signal. Blank to launcher: struct
+ * blank_report, one a packet; of which none carries a descriptor. */
 #pragma once
 #include "base/base.h"
 #include "sandbox/cgroup.h"
@@ -42,8 +43,8 @@ struct blank_shared {
     uint64_t secret;            /* seccomp.h */
     unsigned long capabilities; /* that the kernel knows */
 };
-/* In the new process, which is in its cgroup: never returns. `netns_fd` -1: it is in its network and cgroup namespaces too. Owns both
- * descriptors. */
+/* In the new process, which is in its cgroup: never returns. `netns_fd` -1: it is in its network
+ * and cgroup namespaces too. Owns both descriptors. */
 _Noreturn void blank_run(const struct blank_shared *shared, int netns_fd, int control_fd);
 /* Output file: bounded, the oldest part is punched away. Tests use a small one. */
 #include "sandbox/pump.h"

@@ -40,34 +40,40 @@ static bool list_has(const char *list, const char *word, const char *separators)
 
 /* ---- finding out ---- */
 
-enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const char *controller, char *ret_path,
-                        size_t bytes)
+enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const char *controller,
+                        char *ret_path, size_t bytes)
 {
     char point[256] = "", root[256] = "", own[400] = "";
     /* 36 25 0:31 / /sys/fs/cgroup/memory rw … - cgroup cgroup rw,memory (proc(5)) */
-    for (const char *line = mountinfo; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
+    for (const char *line = mountinfo; *line != '\0';
+         line += strcspn(line, "\n"), line += *line == '\n') {
         char text[1024], shown[256], at[256], options[256];
         (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
         const char *tail = strstr(text, " - cgroup ");
         if (tail == NULL || sscanf(text, "%*s %*s %*s %255s %255s", shown, at) != 2 ||
-            sscanf(tail, " - cgroup %*s %255s", options) != 1 || !list_has(options, controller, ","))
+            sscanf(tail, " - cgroup %*s %255s", options) != 1 ||
+            !list_has(options, controller, ","))
             continue;
         strcpy(point, at);
         strcpy(root, strcmp(shown, "/") == 0 ? "" : shown);
         break;
     }
     /* 4:memory:/path */
-    for (const char *line = self_cgroup; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
+    for (const char *line = self_cgroup; *line != '\0';
+         line += strcspn(line, "\n"), line += *line == '\n') {
         char text[700], names[128], path[400];
         (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
-        if (sscanf(text, "%*d:%127[^:]:%399s", names, path) == 2 && list_has(names, controller, ","))
+        if (sscanf(text, "%*d:%127[^:]:%399s", names, path) == 2 &&
+            list_has(names, controller, ","))
             strcpy(own, path);
     }
     if (point[0] == '\0' || own[0] == '\0')
         return ERR_NOT_FOUND;
-    /* The mount may show only a part of the hierarchy, as in a container: then ours is there below that part. */
+    /* The mount may show only a part of the hierarchy, as in a container: then ours is there below
+     * that part. */
     size_t part = strlen(root);
-    const char *below = strncmp(own, root, part) == 0 && (own[part] == '/' || own[part] == '\0') ? own + part : own;
+    const char *below =
+        strncmp(own, root, part) == 0 && (own[part] == '/' || own[part] == '\0') ? own + part : own;
     if (strncmp(own, "/..", 3) == 0 || strcmp(below, "/") == 0)
         below = "";
     int n = snprintf(ret_path, bytes, "%s%s", point, below);
@@ -76,7 +82,8 @@ enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const ch
 
 static bool v2_path(const char *mountinfo, char *ret_path, size_t bytes)
 {
-    for (const char *line = mountinfo; *line != '\0'; line += strcspn(line, "\n"), line += *line == '\n') {
+    for (const char *line = mountinfo; *line != '\0';
+         line += strcspn(line, "\n"), line += *line == '\n') {
         char text[1024], at[256], list_path[300];
         (void)snprintf(text, sizeof(text), "%.*s", (int)strcspn(line, "\n"), line);
         if (strstr(text, " - cgroup2 ") == NULL || sscanf(text, "%*s %*s %*s %*s %255s", at) != 1)
@@ -138,7 +145,9 @@ static enum err limit_set(int dir, uint32_t slot, const char *file, uint64_t val
         return error_errno(e, "write %s to %s of the cgroup", text, file);
     uint64_t got = read_number(dir, name);
     if (got > value || value - got >= 65536)
-        return error_set(e, ERR_FAILED, "the cgroup's %s is %" PRIu64 " after %" PRIu64 " was written", file, got, value);
+        return error_set(e, ERR_FAILED,
+                         "the cgroup's %s is %" PRIu64 " after %" PRIu64 " was written", file, got,
+                         value);
     return ERR_OK;
 }
 
@@ -160,7 +169,8 @@ static void kill_all(int dir, const char *group)
             (void)kill(atoi(pid), SIGKILL);
 }
 
-/* Removes every cgroup of one hierarchy's subtree; kills what a dead launcher left there, with patience. */
+/* Removes every cgroup of one hierarchy's subtree; kills what a dead launcher left there, with
+ * patience. */
 static void sweep(int dir)
 {
     cleanup(fd_close) int copy = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -168,9 +178,11 @@ static void sweep(int dir)
     if (list == NULL)
         return;
     for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
-        if (entry->d_name[0] != 's' || strspn(entry->d_name + 1, "0123456789") != strlen(entry->d_name + 1))
+        if (entry->d_name[0] != 's' ||
+            strspn(entry->d_name + 1, "0123456789") != strlen(entry->d_name + 1))
             continue;
-        for (int i = 0; i < 200 && unlinkat(dir, entry->d_name, AT_REMOVEDIR) < 0 && errno == EBUSY; i++) {
+        for (int i = 0; i < 200 && unlinkat(dir, entry->d_name, AT_REMOVEDIR) < 0 && errno == EBUSY;
+             i++) {
             kill_all(dir, entry->d_name);
             (void)usleep(5000);
         }
@@ -178,7 +190,8 @@ static void sweep(int dir)
     closedir(list);
 }
 
-static enum err tree_dir_open(struct cgroup_tree *t, int index, const char *parent, const char *name, struct error *e)
+static enum err tree_dir_open(struct cgroup_tree *t, int index, const char *parent,
+                              const char *name, struct error *e)
 {
     int n = snprintf(t->paths[index], sizeof(t->paths[index]), "%s/%s", parent, name);
     if (n < 0 || (size_t)n >= sizeof(t->paths[index]))
@@ -188,15 +201,19 @@ static enum err tree_dir_open(struct cgroup_tree *t, int index, const char *pare
     t->dirs[index] = open(t->paths[index], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (t->dirs[index] < 0)
         return error_errno(e, "open cgroup '%s'", t->paths[index]);
-    /* Held as long as we or a helper of ours live: what lies in it is swept, so it must be nobody else's. */
+    /* Held as long as we or a helper of ours live: what lies in it is swept, so it must be nobody
+     * else's. */
     if (flock(t->dirs[index], LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
-        return error_set(e, ERR_BUSY, "cgroup '%s' is in use by another worker of the same --instance", t->paths[index]);
+        return error_set(e, ERR_BUSY,
+                         "cgroup '%s' is in use by another worker of the same --instance",
+                         t->paths[index]);
     sweep(t->dirs[index]);
     return ERR_OK;
 }
 
-/* All sandboxes together weigh as much as one task on each processor: without it they would be as one against every
- * single process beside them, and starts would wait for whatever else the host does. */
+/* All sandboxes together weigh as much as one task on each processor: without it they would be as
+ * one against every single process beside them, and starts would wait for whatever else the host
+ * does. */
 static void weight_set(const struct cgroup_tree *t)
 {
     unsigned long processors = (unsigned long)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L);
@@ -205,10 +222,12 @@ static void weight_set(const struct cgroup_tree *t)
         (void)snprintf(text, sizeof(text), "%lu", MIN(1024 * processors, 262144ul));
     else
         (void)snprintf(text, sizeof(text), "%lu", MIN(100 * processors, 10000ul));
-    (void)write_file(dir_of(t, CPU), t->version == 1 ? "cpu.shares" : "cpu.weight", text); /* a nicety */
+    (void)write_file(dir_of(t, CPU), t->version == 1 ? "cpu.shares" : "cpu.weight",
+                     text); /* a nicety */
 }
 
-enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t, struct error *e)
+enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t,
+                          struct error *e)
 {
     *t = (struct cgroup_tree){.dirs = {-1, -1, -1, -1}};
     char *mountinfo cleanup(free_pointer) = NULL, *own cleanup(free_pointer) = NULL;
@@ -221,12 +240,16 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
     if (force_version != 1 && v2_path(mountinfo, path, sizeof(path))) {
         t->version = 2;
         cleanup(fd_close) int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (write_file(root, "cgroup.subtree_control", "+memory +cpu +pids") == ERR_BUSY) /* the rest shows in ours, below */
+        if (write_file(root, "cgroup.subtree_control", "+memory +cpu +pids") ==
+            ERR_BUSY) /* the rest shows in ours, below */
             return error_set(e, ERR_BUSY,
-                             "memory, cpu and pids cannot be enabled below cgroup '%s': processes are in it, as in a "
-                             "container; move them into a cgroup below it first", path);
+                             "memory, cpu and pids cannot be enabled below cgroup '%s': processes "
+                             "are in it, as in a "
+                             "container; move them into a cgroup below it first",
+                             path);
         err = tree_dir_open(t, 0, path, name, e);
-        if (err == ERR_OK && write_file(t->dirs[0], "cgroup.subtree_control", "+memory +cpu +pids") != ERR_OK)
+        if (err == ERR_OK &&
+            write_file(t->dirs[0], "cgroup.subtree_control", "+memory +cpu +pids") != ERR_OK)
             err = error_errno(e, "enable memory, cpu and pids in cgroup '%s'", t->paths[0]);
         if (err == ERR_OK)
             weight_set(t);
@@ -239,13 +262,16 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
         return err;
     }
     if (force_version == 2)
-        return error_set(e, ERR_UNSUPPORTED, "cgroup version 2 with memory, cpu and pids is not mounted on this host");
+        return error_set(e, ERR_UNSUPPORTED,
+                         "cgroup version 2 with memory, cpu and pids is not mounted on this host");
     t->version = 1;
     for (int i = 0; i < 3; i++) {
         if (cgroup_v1_path(mountinfo, own, controllers[i], path, sizeof(path)) != ERR_OK)
             return error_set(e, ERR_UNSUPPORTED,
-                             "no cgroup controller '%s' on this host, neither version 2 nor version 1: sandboxes need "
-                             "memory, cpu and pids", controllers[i]);
+                             "no cgroup controller '%s' on this host, neither version 2 nor "
+                             "version 1: sandboxes need "
+                             "memory, cpu and pids",
+                             controllers[i]);
         err = tree_dir_open(t, i, path, name, e);
         if (err != ERR_OK)
             return err;
@@ -282,7 +308,8 @@ enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct err
     return ERR_OK;
 }
 
-enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli, struct error *e)
+enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli,
+                         struct error *e)
 {
     uint64_t quota_us = MAX((uint64_t)cpu_milli * 100, UINT64_C(1000)); /* the kernel's least */
     if (t->version == 1)
@@ -290,13 +317,15 @@ enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cp
     char name[64], text[64], got[64] = "";
     slot_file(slot, "cpu.max", name, sizeof(name));
     (void)snprintf(text, sizeof(text), "%" PRIu64 " 100000\n", quota_us);
-    if (write_file(t->dirs[0], name, text) != ERR_OK || read_text(t->dirs[0], name, got, sizeof(got)) != ERR_OK ||
-        strcmp(got, text) != 0)
-        return error_set(e, ERR_FAILED, "the cgroup's cpu.max is '%s' after '%s' was written", got, text);
+    if (write_file(t->dirs[0], name, text) != ERR_OK ||
+        read_text(t->dirs[0], name, got, sizeof(got)) != ERR_OK || strcmp(got, text) != 0)
+        return error_set(e, ERR_FAILED, "the cgroup's cpu.max is '%s' after '%s' was written", got,
+                         text);
     return ERR_OK;
 }
 
-static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l, struct error *e)
+static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l,
+                         struct error *e)
 {
     char name[64];
     int memory = t->dirs[MEMORY];
@@ -315,11 +344,13 @@ static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struc
     if (err == ERR_OK)
         err = cgroup_slot_cpu(t, slot, l->cpu_milli, e);
     if (err == ERR_OK)
-        err = limit_set(t->dirs[PIDS], slot, "pids.max", l->pids_max + 1, e); /* and the slot's anchor */
+        err = limit_set(t->dirs[PIDS], slot, "pids.max", l->pids_max + 1,
+                        e); /* and the slot's anchor */
     return err;
 }
 
-static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l, struct error *e)
+static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l,
+                         struct error *e)
 {
     char name[64];
     enum err err = limit_set(t->dirs[0], slot, "memory.max", l->memory_bytes, e);
@@ -339,8 +370,8 @@ static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struc
     return cgroup_slot_cpu(t, slot, l->cpu_milli, e);
 }
 
-enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *limits,
-                           struct error *e)
+enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot,
+                           const struct cgroup_limits *limits, struct error *e)
 {
     return t->version == 2 ? limit_v2(t, slot, limits, e) : limit_v1(t, slot, limits, e);
 }
@@ -352,7 +383,8 @@ enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct er
     for (unsigned i = 0; i < dir_count(t); i++)
         if (write_file(t->dirs[i], name, "0") != ERR_OK)
             return error_errno(e, "enter cgroup '%s/s%u'", t->paths[i], slot);
-    if (t->version == 1 && t->dirs[DEVICES] >= 0 && write_file(t->dirs[DEVICES], "cgroup.procs", "0") != ERR_OK)
+    if (t->version == 1 && t->dirs[DEVICES] >= 0 &&
+        write_file(t->dirs[DEVICES], "cgroup.procs", "0") != ERR_OK)
         return error_errno(e, "enter cgroup '%s'", t->paths[DEVICES]);
     return ERR_OK;
 }
@@ -370,12 +402,13 @@ uint64_t cgroup_slot_oom_kills(const struct cgroup_tree *t, uint32_t slot)
 uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot)
 {
     char name[64];
-    slot_file(slot, t->version == 2 ? "memory.peak" : "memory.max_usage_in_bytes", name, sizeof(name));
+    slot_file(slot, t->version == 2 ? "memory.peak" : "memory.max_usage_in_bytes", name,
+              sizeof(name));
     return read_number(dir_of(t, MEMORY), name);
 }
 
-/* What the last use left charged is page cache, which goes when the next one needs the room. To drive it out costs the
- * kernel milliseconds, so that is done only where it is much. */
+/* What the last use left charged is page cache, which goes when the next one needs the room. To
+ * drive it out costs the kernel milliseconds, so that is done only where it is much. */
 void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot)
 {
     bool v2 = t->version == 2;

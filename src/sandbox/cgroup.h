@@ -1,6 +1,7 @@
 /* cgroup.h - limits of sandboxes: a pool of cgroups, one for each slot, in a subtree of our own.
- * Version 2 where the host has it with controllers, else version 1 (memory, cpu, pids each in its hierarchy), found out once.
- * Limits are read back after they are written: a limit that did not take is an error. Blocks (cgroupfs). One thread. */
+ * Version 2 where the host has it with controllers, else version 1 (memory, cpu, pids each in its
+ * hierarchy), found out once. Limits are read back after they are written: a limit that did not
+ * take is an error. Blocks (cgroupfs). One thread. */
 #pragma once
 #include "base/base.h"
 
@@ -9,29 +10,34 @@ struct cgroup_limits {
     uint32_t cpu_milli, pids_max;
 };
 struct cgroup_tree {
-    int version;        /* 1 or 2 */
-    int dirs[4];        /* v1: memory, cpu, pids, and devices where it is mounted; v2: [0]. Directory of our subtree */
+    int version; /* 1 or 2 */
+    int dirs[4]; /* v1: memory, cpu, pids, and devices where it is mounted; v2: [0]. Directory of
+                    our subtree */
     char paths[4][512];
 };
 /* `name` is the subtree's; `force_version` 0 finds out. Removes what a dead launcher left in it. */
-must_check enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *ret_tree,
-                                     struct error *e);
+must_check enum err cgroup_tree_open(const char *name, int force_version,
+                                     struct cgroup_tree *ret_tree, struct error *e);
 /* Removes all cgroups of the subtree (they must be empty of processes) and the subtree. */
 void cgroup_tree_remove(struct cgroup_tree *t);
 must_check enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct error *e);
 must_check enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot,
                                       const struct cgroup_limits *limits, struct error *e);
 /* The processor time alone; part of cgroup_slot_limit(). */
-must_check enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli, struct error *e);
+must_check enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli,
+                                    struct error *e);
 /* Puts the calling process into the slot's cgroup. Works across pid namespaces. */
 must_check enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct error *e);
-/* How often the kernel killed here for want of memory; and the most memory used: since the last reset on
- * version 1, since the slot was made on version 2, which cannot clear it. 0 where unknown. */
+/* How often the kernel killed here for want of memory; and the most memory used: since the last
+ * reset on version 1, since the slot was made on version 2, which cannot clear it. 0 where unknown.
+ */
 uint64_t cgroup_slot_oom_kills(const struct cgroup_tree *t, uint32_t slot);
 uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot);
-/* After its last process: gives back what is still charged when it is much, and clears the peak, for the next use. */
+/* After its last process: gives back what is still charged when it is much, and clears the peak,
+ * for the next use. */
 void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot);
-/* Kills what runs in leftover cgroups of the subtree; part of cgroup_tree_open(). Pure part, for tests: the mount point and
- * the path of our own cgroup for a v1 controller, out of the texts of mountinfo and cgroup files. */
-must_check enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup, const char *controller,
-                                   char *ret_path, size_t bytes);
+/* Kills what runs in leftover cgroups of the subtree; part of cgroup_tree_open(). Pure part, for
+ * tests: the mount point and the path of our own cgroup for a v1 controller, out of the texts of
+ * mountinfo and cgroup files. */
+must_check enum err cgroup_v1_path(const char *mountinfo, const char *self_cgroup,
+                                   const char *controller, char *ret_path, size_t bytes);

@@ -1,5 +1,6 @@
-/* cgroup_test.c - where a v1 controller's cgroup of ours is, from texts of the kernel; and, as root, a subtree of our own on this
- * host: limits are set and read back, what was left is swept, nothing stays. */
+/* cgroup_test.c - where a v1 controller's cgroup of ours is, from texts of the kernel; and, as
+ * root, a subtree of our own on this host: limits are set and read back, what was left is swept,
+ * nothing stays. */
 #include "sandbox/cgroup.h"
 #include "test.h"
 #include <errno.h>
@@ -19,7 +20,8 @@ static const char hybrid[] =
     "34 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
     "35 31 0:31 / /sys/fs/cgroup/memory rw,nosuid shared:10 master:1 - cgroup cgroup rw,memory\n"
     "36 31 0:32 /docker/abc /sys/fs/cgroup/pids rw,nosuid - cgroup cgroup rw,pids\n";
-static const char self[] = "12:pids:/docker/abc/inner\n9:memory:/user.slice\n4:cpu,cpuacct:/\n0::/init.scope\n";
+static const char self[] =
+    "12:pids:/docker/abc/inner\n9:memory:/user.slice\n4:cpu,cpuacct:/\n0::/init.scope\n";
 
 static void check_path(const char *controller, const char *expected)
 {
@@ -31,7 +33,8 @@ static void check_path(const char *controller, const char *expected)
 TEST(a_controller_is_found_by_its_mount_and_our_own_cgroup)
 {
     check_path("memory", "/sys/fs/cgroup/memory/user.slice");
-    check_path("pids", "/sys/fs/cgroup/pids/inner"); /* what is mounted is a part of the hierarchy */
+    check_path("pids",
+               "/sys/fs/cgroup/pids/inner"); /* what is mounted is a part of the hierarchy */
 }
 
 TEST(a_controller_mounted_with_another_is_found)
@@ -89,7 +92,8 @@ static const char *own_name(void)
 static unsigned there_are(const char *name)
 {
     char command[200], line[16] = "";
-    (void)snprintf(command, sizeof(command), "find /sys/fs/cgroup -name '%s*' 2>/dev/null | wc -l", name);
+    (void)snprintf(command, sizeof(command), "find /sys/fs/cgroup -name '%s*' 2>/dev/null | wc -l",
+                   name);
     FILE *f = popen(command, "r");
     REQUIRE(f != NULL && fgets(line, sizeof(line), f) != NULL);
     (void)pclose(f);

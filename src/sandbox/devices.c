@@ -13,7 +13,8 @@
 
 static const struct {
     uint32_t major, minor;
-} allowed[] = {{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, ANY}}; /* devices.txt of the kernel */
+} allowed[] = {{1, 3}, {1, 5}, {1, 7}, {1, 8},
+               {1, 9}, {5, 0}, {5, 2}, {136, ANY}}; /* devices.txt of the kernel */
 
 static enum err line_write(int dir, const char *file, const char *line, struct error *e)
 {
@@ -44,11 +45,12 @@ struct program {
     unsigned count;
 };
 
-static void emit(struct program *p, uint8_t code, uint8_t dst, uint8_t src, int16_t offset, int32_t immediate)
+static void emit(struct program *p, uint8_t code, uint8_t dst, uint8_t src, int16_t offset,
+                 int32_t immediate)
 {
     assert(p->count < PROGRAM_MAX);
-    p->code[p->count++] = (uint64_t)code | (uint64_t)dst << 8 | (uint64_t)src << 12 | (uint64_t)(uint16_t)offset << 16 |
-                          (uint64_t)(uint32_t)immediate << 32;
+    p->code[p->count++] = (uint64_t)code | (uint64_t)dst << 8 | (uint64_t)src << 12 |
+                          (uint64_t)(uint16_t)offset << 16 | (uint64_t)(uint32_t)immediate << 32;
 }
 
 static void emit_return(struct program *p, int32_t value)
@@ -60,18 +62,23 @@ static void emit_return(struct program *p, int32_t value)
 /* Of struct bpf_cgroup_dev_ctx in r1: access and type in one word, major, minor. */
 static void build(struct program *p)
 {
-    emit(p, BPF_LDX | BPF_MEM | BPF_W, BPF_REG_2, BPF_REG_1, offsetof(struct bpf_cgroup_dev_ctx, access_type), 0);
-    emit(p, BPF_LDX | BPF_MEM | BPF_W, BPF_REG_4, BPF_REG_1, offsetof(struct bpf_cgroup_dev_ctx, major), 0);
-    emit(p, BPF_LDX | BPF_MEM | BPF_W, BPF_REG_5, BPF_REG_1, offsetof(struct bpf_cgroup_dev_ctx, minor), 0);
+    emit(p, BPF_LDX | BPF_MEM | BPF_W, BPF_REG_2, BPF_REG_1,
+         offsetof(struct bpf_cgroup_dev_ctx, access_type), 0);
+    emit(p, BPF_LDX | BPF_MEM | BPF_W, BPF_REG_4, BPF_REG_1,
+         offsetof(struct bpf_cgroup_dev_ctx, major), 0);
+    emit(p, BPF_LDX | BPF_MEM | BPF_W, BPF_REG_5, BPF_REG_1,
+         offsetof(struct bpf_cgroup_dev_ctx, minor), 0);
     emit(p, BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_3, BPF_REG_2, 0, 0);
     emit(p, BPF_ALU64 | BPF_AND | BPF_K, BPF_REG_3, 0, 0, 0xffff);
-    emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_3, 0, 2, BPF_DEVCG_DEV_CHAR); /* to the refusal below */
+    emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_3, 0, 2,
+         BPF_DEVCG_DEV_CHAR); /* to the refusal below */
     emit(p, BPF_ALU64 | BPF_AND | BPF_K, BPF_REG_2, 0, 0, BPF_DEVCG_ACC_MKNOD << 16);
     emit(p, BPF_JMP | BPF_JEQ | BPF_K, BPF_REG_2, 0, 2, 0); /* past it */
     emit_return(p, 0);
     for (size_t i = 0; i < ARRAY_COUNT(allowed); i++) {
         bool any = allowed[i].minor == ANY;
-        emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_4, 0, any ? 2 : 3, (int32_t)allowed[i].major); /* to the next one */
+        emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_4, 0, any ? 2 : 3,
+             (int32_t)allowed[i].major); /* to the next one */
         if (!any)
             emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_5, 0, 2, (int32_t)allowed[i].minor);
         emit_return(p, 1);
@@ -90,7 +97,8 @@ enum err devices_restrict_v2(int cgroup_fd, struct error *e)
                            .prog_name = "dirigent_dev"};
     cleanup(fd_close) int program = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof(load));
     if (program < 0 && (errno == ENOSYS || errno == EINVAL || errno == EPERM))
-        return error_set(e, ERR_UNSUPPORTED, "the kernel takes no program that restricts devices: %s", strerror(errno));
+        return error_set(e, ERR_UNSUPPORTED,
+                         "the kernel takes no program that restricts devices: %s", strerror(errno));
     if (program < 0)
         return error_errno(e, "load the program that restricts devices");
     union bpf_attr attach = {.target_fd = (uint32_t)cgroup_fd,

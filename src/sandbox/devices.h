@@ -1,6 +1,7 @@
-/* devices.h - which device nodes sandboxes may use, on top of a read-only /dev, nodev mounts and a user namespace in which none can
- * be made: null, zero, full, random, urandom, tty and pseudo-terminals; none may be made. For a cgroup and all below it: the devices
- * controller of version 1 (cgroups(7)), a program of type BPF_PROG_TYPE_CGROUP_DEVICE (bpf(2)) with version 2. */
+/* devices.h - which device nodes sandboxes may use, on top of a read-only /dev, nodev mounts and a
+ * user namespace in which none can be made: null, zero, full, random, urandom, tty and
+ * pseudo-terminals; none may be made. For a cgroup and all below it: the devices controller of
+ * version 1 (cgroups(7)), a program of type BPF_PROG_TYPE_CGROUP_DEVICE (bpf(2)) with version 2. */
 #pragma once
 #include "base/base.h"
 

@@ -1,4 +1,5 @@
-/* devices_test.c - what a restricted cgroup lets its members open. As root, in cgroups of its own. */
+/* devices_test.c - what a restricted cgroup lets its members open. As root, in cgroups of its own.
+ */
 #include "sandbox/devices.h"
 #include "test.h"
 #include <errno.h>
@@ -37,7 +38,8 @@ static bool may_open(const char *directory, unsigned major, unsigned minor)
     return fd >= 0 || failure == ENXIO; /* allowed, but nothing is there */
 }
 
-/* In the child: 0, or the number of what was not as it should be. Nodes are made before the group is entered: none may be made in it. */
+/* In the child: 0, or the number of what was not as it should be. Nodes are made before the group
+ * is entered: none may be made in it. */
 static int look(const char *group, const char *directory)
 {
     char path[600], outside[2][300];

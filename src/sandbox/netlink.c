@@ -125,7 +125,8 @@ enum err netlink_send(struct netlink *n, struct error *e)
         if (got < 0)
             return error_errno(e, "receive from netlink");
         unsigned left = (unsigned)got;
-        for (struct nlmsghdr *m = (struct nlmsghdr *)answer; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left)) {
+        for (struct nlmsghdr *m = (struct nlmsghdr *)answer; NLMSG_OK(m, left);
+             m = NLMSG_NEXT(m, left)) {
             if (m->nlmsg_type == RTM_NEWLINK)
                 link_state_take(n, m);
             if (m->nlmsg_type != NLMSG_ERROR || m->nlmsg_seq - first >= ARRAY_COUNT(n->what))
@@ -145,7 +146,8 @@ enum err netlink_send(struct netlink *n, struct error *e)
 enum err netlink_link_wait(struct netlink *n, unsigned index, unsigned patience_ms, struct error *e)
 {
     for (unsigned waited_ms = 0; waited_ms <= patience_ms; waited_ms++) {
-        struct ifinfomsg *link = netlink_begin(n, RTM_GETLINK, 0, sizeof(*link), "ask about an interface");
+        struct ifinfomsg *link =
+            netlink_begin(n, RTM_GETLINK, 0, sizeof(*link), "ask about an interface");
         link->ifi_index = (int)index;
         n->link_state = IF_OPER_UNKNOWN;
         enum err err = netlink_send(n, e);
@@ -153,5 +155,6 @@ enum err netlink_link_wait(struct netlink *n, unsigned index, unsigned patience_
             return err;
         (void)usleep(1000);
     }
-    return error_set(e, ERR_TIMEOUT, "interface %u did not come up within %u ms", index, patience_ms);
+    return error_set(e, ERR_TIMEOUT, "interface %u did not come up within %u ms", index,
+                     patience_ms);
 }

@@ -47,7 +47,8 @@ static void mac_of(uint32_t slot, bool host_end, uint8_t *ret_mac)
 static void add_veth(struct netlink *n, const char *host_name, uint32_t slot, int netns_fd)
 {
     uint8_t mac[6];
-    (void)netlink_begin(n, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, sizeof(struct ifinfomsg), "make a veth pair");
+    (void)netlink_begin(n, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, sizeof(struct ifinfomsg),
+                        "make a veth pair");
     netlink_attribute(n, IFLA_IFNAME, host_name, strlen(host_name) + 1);
     mac_of(slot, true, mac);
     netlink_attribute(n, IFLA_ADDRESS, mac, sizeof(mac));
@@ -67,15 +68,16 @@ static void add_veth(struct netlink *n, const char *host_name, uint32_t slot, in
 
 static void link_up(struct netlink *n, unsigned index)
 {
-    struct ifinfomsg *link = netlink_begin(n, RTM_NEWLINK, 0, sizeof(*link), "bring an interface up");
+    struct ifinfomsg *link =
+        netlink_begin(n, RTM_NEWLINK, 0, sizeof(*link), "bring an interface up");
     link->ifi_index = (int)index;
     link->ifi_flags = link->ifi_change = IFF_UP;
 }
 
 static void add_address(struct netlink *n, unsigned index, uint32_t ip)
 {
-    struct ifaddrmsg *address = netlink_begin(n, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, sizeof(*address),
-                                              "give an interface its address");
+    struct ifaddrmsg *address = netlink_begin(n, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE,
+                                              sizeof(*address), "give an interface its address");
     *address = (struct ifaddrmsg){.ifa_family = AF_INET, .ifa_prefixlen = 32, .ifa_index = index};
     uint32_t net = htonl(ip);
     netlink_attribute(n, IFA_LOCAL, &net, sizeof(net));
@@ -83,8 +85,8 @@ static void add_address(struct netlink *n, unsigned index, uint32_t ip)
 
 static void add_neighbour(struct netlink *n, unsigned index, uint32_t ip, const uint8_t *mac)
 {
-    struct ndmsg *neighbour = netlink_begin(n, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, sizeof(*neighbour),
-                                            "add a neighbour");
+    struct ndmsg *neighbour = netlink_begin(n, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE,
+                                            sizeof(*neighbour), "add a neighbour");
     neighbour->ndm_family = AF_INET;
     neighbour->ndm_ifindex = (int)index;
     neighbour->ndm_state = NUD_PERMANENT;
@@ -94,11 +96,12 @@ static void add_neighbour(struct netlink *n, unsigned index, uint32_t ip, const 
 }
 
 /* `ip`/32 on the link, or with ip 0 the default route through the gateway. */
-static void change_route(struct netlink *n, uint16_t type, unsigned index, uint32_t ip, uint32_t via,
-                         uint32_t source)
+static void change_route(struct netlink *n, uint16_t type, unsigned index, uint32_t ip,
+                         uint32_t via, uint32_t source)
 {
-    struct rtmsg *route = netlink_begin(n, type, type == RTM_NEWROUTE ? NLM_F_CREATE | NLM_F_REPLACE : 0,
-                                        sizeof(*route), type == RTM_NEWROUTE ? "add a route" : "remove a route");
+    struct rtmsg *route =
+        netlink_begin(n, type, type == RTM_NEWROUTE ? NLM_F_CREATE | NLM_F_REPLACE : 0,
+                      sizeof(*route), type == RTM_NEWROUTE ? "add a route" : "remove a route");
     *route = (struct rtmsg){.rtm_family = AF_INET,
                             .rtm_dst_len = ip != 0 ? 32 : 0,
                             .rtm_table = RT_TABLE_MAIN,
@@ -127,7 +130,8 @@ static void set_sysctl(const char *path, const char *value)
 {
     cleanup(fd_close) int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd >= 0)
-        (void)!write(fd, value, strlen(value)); /* each is a nicety; what must be is checked elsewhere */
+        (void)!write(fd, value,
+                     strlen(value)); /* each is a nicety; what must be is checked elsewhere */
 }
 
 /* Inside the new namespace. */
@@ -162,8 +166,8 @@ static enum err netns_new(int host_ns, int *ret_netns_fd, struct error *e)
 {
     if (unshare(CLONE_NEWNET) < 0)
         return error_errno(e, "make a network namespace");
-    /* Ports below 1024 are the function's own business; a namespace that is used again must not be full of
-     * TIME_WAIT; there is no IPv6. */
+    /* Ports below 1024 are the function's own business; a namespace that is used again must not be
+     * full of TIME_WAIT; there is no IPv6. */
     set_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     set_sysctl("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0");
     set_sysctl("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
@@ -181,12 +185,13 @@ static enum err cookie_get(uint64_t *ret_cookie, struct error *e)
     cleanup(fd_close) int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     socklen_t bytes = sizeof(*ret_cookie);
     if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, ret_cookie, &bytes) < 0)
-        return error_errno(e, "get the cookie of a network namespace (Linux 5.14 or newer is needed)");
+        return error_errno(e,
+                           "get the cookie of a network namespace (Linux 5.14 or newer is needed)");
     return ERR_OK;
 }
 
-enum err network_slot_make(const struct network_config *c, uint32_t slot, int *ret_netns_fd, uint64_t *ret_cookie,
-                           struct error *e)
+enum err network_slot_make(const struct network_config *c, uint32_t slot, int *ret_netns_fd,
+                           uint64_t *ret_cookie, struct error *e)
 {
     cleanup(fd_close) int host_ns = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
     cleanup(fd_close) int netns = -1;
@@ -235,7 +240,8 @@ enum err network_slot_make(const struct network_config *c, uint32_t slot, int *r
     return err;
 }
 
-enum err network_slot_outward(const struct network_config *c, int netns_fd, bool outward, struct error *e)
+enum err network_slot_outward(const struct network_config *c, int netns_fd, bool outward,
+                              struct error *e)
 {
     cleanup(fd_close) int host_ns = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
     if (host_ns < 0 || setns(netns_fd, CLONE_NEWNET) < 0)
@@ -243,7 +249,8 @@ enum err network_slot_outward(const struct network_config *c, int netns_fd, bool
     struct netlink n;
     enum err err = netlink_open(&n, e);
     if (err == ERR_OK) {
-        change_route(&n, outward ? RTM_NEWROUTE : RTM_DELROUTE, if_nametoindex("eth0"), 0, gateway_ip(c), 0);
+        change_route(&n, outward ? RTM_NEWROUTE : RTM_DELROUTE, if_nametoindex("eth0"), 0,
+                     gateway_ip(c), 0);
         err = netlink_send(&n, e);
         netlink_close(&n);
     }
@@ -262,7 +269,8 @@ unsigned network_interfaces_left(const struct network_config *c)
         size_t at = strlen(prefix);
         if (strncmp(i->if_name, prefix, at) != 0)
             continue;
-        left += i->if_name[at] != '\0' && strspn(i->if_name + at, "0123456789") == strlen(i->if_name + at);
+        left += i->if_name[at] != '\0' &&
+                strspn(i->if_name + at, "0123456789") == strlen(i->if_name + at);
     }
     if_freenameindex(all);
     return left;
@@ -287,8 +295,10 @@ static enum err nft_run(const char *text, size_t bytes, struct error *e)
         (void)dup2(out[1], 2);
         (void)dup2(out[1], 1);
         char *environment[] = {(char *)"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
-        execve("/usr/sbin/nft", (char *[]){(char *)"nft", (char *)"-f", (char *)"-", NULL}, environment);
-        execve("/sbin/nft", (char *[]){(char *)"nft", (char *)"-f", (char *)"-", NULL}, environment);
+        execve("/usr/sbin/nft", (char *[]){(char *)"nft", (char *)"-f", (char *)"-", NULL},
+               environment);
+        execve("/sbin/nft", (char *[]){(char *)"nft", (char *)"-f", (char *)"-", NULL},
+               environment);
         static const char missing[] = "the program 'nft' is not installed (package nftables)";
         (void)!write(2, missing, sizeof(missing) - 1);
         _exit(127);
@@ -299,7 +309,8 @@ static enum err nft_run(const char *text, size_t bytes, struct error *e)
     close(in[1]);
     char answer[400] = "";
     size_t got = 0;
-    for (ssize_t n; got < sizeof(answer) - 1 && (n = read(out[0], answer + got, sizeof(answer) - 1 - got)) > 0;)
+    for (ssize_t n; got < sizeof(answer) - 1 &&
+                    (n = read(out[0], answer + got, sizeof(answer) - 1 - got)) > 0;)
         got += (size_t)n;
     close(out[0]);
     int status = 0;
@@ -307,7 +318,8 @@ static enum err nft_run(const char *text, size_t bytes, struct error *e)
         (void)waitpid(pid, &status, 0);
     answer[strcspn(answer, "\n")] = '\0';
     if (pid > 0 && (status != 0 || err != ERR_OK))
-        return error_set(e, ERR_FAILED, "nftables refused the rules: %s", answer[0] != '\0' ? answer : "no reason given");
+        return error_set(e, ERR_FAILED, "nftables refused the rules: %s",
+                         answer[0] != '\0' ? answer : "no reason given");
     return err;
 }
 
@@ -332,11 +344,12 @@ static void put_name_servers(struct text *t)
     if (file_read("/etc/resolv.conf", 64 * KIB, &text, NULL, NULL) != ERR_OK)
         return;
     char *rest = NULL;
-    for (char *line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest)) {
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
         struct in_addr address;
         char server[64];
-        if (sscanf(line, " nameserver %63s", server) != 1 || inet_pton(AF_INET, server, &address) != 1 ||
-            (ntohl(address.s_addr) >> 24) == 127)
+        if (sscanf(line, " nameserver %63s", server) != 1 ||
+            inet_pton(AF_INET, server, &address) != 1 || (ntohl(address.s_addr) >> 24) == 127)
             continue;
         put(t, "  ip daddr %s meta l4proto { tcp, udp } th dport 53 accept\n", server);
     }
@@ -353,37 +366,52 @@ static void rules_make(const struct network_config *c, struct text *t)
 {
     char gateway[INET_ADDRSTRLEN], address[INET_ADDRSTRLEN];
     ip_text(gateway_ip(c), gateway);
-    put(t, "table ip dirigent_%s\ndelete table ip dirigent_%s\ntable ip dirigent_%s {\n", c->instance, c->instance,
-        c->instance);
+    put(t, "table ip dirigent_%s\ndelete table ip dirigent_%s\ntable ip dirigent_%s {\n",
+        c->instance, c->instance, c->instance);
     put(t, " map ports {\n  type inet_service : ipv4_addr . inet_service\n  elements = {");
     for (uint32_t slot = 0; slot < c->slots_max; slot++) {
         ip_text(network_slot_ip(c, slot), address);
-        put(t, "%s %u : %s . %u", slot > 0 ? "," : "", c->host_port_base + slot, address, FUNCTION_PORT_DEFAULT);
+        put(t, "%s %u : %s . %u", slot > 0 ? "," : "", c->host_port_base + slot, address,
+            FUNCTION_PORT_DEFAULT);
     }
     put(t, " }\n }\n");
     /* Data planes of this host talk to sandboxes directly: no connection tracking for that. */
-    put(t, " chain raw_in { type filter hook prerouting priority raw; policy accept;\n"
-           "  iifname \"dg%s*\" fib saddr . iif oif 0 drop\n"
-           "  iifname \"dg%s*\" ip daddr %s notrack\n }\n", c->instance, c->instance, gateway);
-    put(t, " chain raw_out { type filter hook output priority raw; policy accept;\n"
-           "  oifname \"dg%s*\" ip saddr %s notrack\n }\n", c->instance, gateway);
-    put(t, " chain translate { type nat hook prerouting priority dstnat; policy accept;\n"
-           "  iifname != \"dg%s*\" fib daddr type local dnat ip to tcp dport map @ports\n }\n", c->instance);
-    put(t, " chain masquerade_out { type nat hook postrouting priority srcnat; policy accept;\n"
-           "  iifname \"dg%s*\" oifname != \"dg%s*\" masquerade\n }\n", c->instance, c->instance);
-    /* To the host: answers only. */
-    put(t, " chain to_host { type filter hook input priority filter; policy accept;\n"
-           "  iifname != \"dg%s*\" accept\n  tcp flags & (fin|syn|rst|ack) == syn drop\n"
-           "  meta l4proto tcp accept\n  drop\n }\n", c->instance);
-    put(t, " chain through { type filter hook forward priority filter; policy accept;\n"
-           "  iifname != \"dg%s*\" accept\n  oifname \"dg%s*\" drop\n  ct state established,related accept\n", c->instance,
+    put(t,
+        " chain raw_in { type filter hook prerouting priority raw; policy accept;\n"
+        "  iifname \"dg%s*\" fib saddr . iif oif 0 drop\n"
+        "  iifname \"dg%s*\" ip daddr %s notrack\n }\n",
+        c->instance, c->instance, gateway);
+    put(t,
+        " chain raw_out { type filter hook output priority raw; policy accept;\n"
+        "  oifname \"dg%s*\" ip saddr %s notrack\n }\n",
+        c->instance, gateway);
+    put(t,
+        " chain translate { type nat hook prerouting priority dstnat; policy accept;\n"
+        "  iifname != \"dg%s*\" fib daddr type local dnat ip to tcp dport map @ports\n }\n",
         c->instance);
+    put(t,
+        " chain masquerade_out { type nat hook postrouting priority srcnat; policy accept;\n"
+        "  iifname \"dg%s*\" oifname != \"dg%s*\" masquerade\n }\n",
+        c->instance, c->instance);
+    /* To the host: answers only. */
+    put(t,
+        " chain to_host { type filter hook input priority filter; policy accept;\n"
+        "  iifname != \"dg%s*\" accept\n  tcp flags & (fin|syn|rst|ack) == syn drop\n"
+        "  meta l4proto tcp accept\n  drop\n }\n",
+        c->instance);
+    put(t,
+        " chain through { type filter hook forward priority filter; policy accept;\n"
+        "  iifname != \"dg%s*\" accept\n  oifname \"dg%s*\" drop\n  ct state established,related "
+        "accept\n",
+        c->instance, c->instance);
     put_name_servers(t);
-    put(t, "  ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12,"
+    put(t, "  ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, "
+           "172.16.0.0/12,"
            " 192.168.0.0/16, 224.0.0.0/3 } drop\n  tcp dport 25 drop\n }\n}\n");
 }
 
-enum err network_host_open(const struct network_config *c, bool *ret_forward_was_off, struct error *e)
+enum err network_host_open(const struct network_config *c, bool *ret_forward_was_off,
+                           struct error *e)
 {
     struct text t = {.capacity = 16384 + (size_t)c->slots_max * 48};
     t.data = mem_new(t.capacity);
@@ -405,7 +433,8 @@ enum err network_host_open(const struct network_config *c, bool *ret_forward_was
 void network_host_close(const struct network_config *c, bool forward_was_off)
 {
     char text[160];
-    int n = snprintf(text, sizeof(text), "table ip dirigent_%s\ndelete table ip dirigent_%s\n", c->instance, c->instance);
+    int n = snprintf(text, sizeof(text), "table ip dirigent_%s\ndelete table ip dirigent_%s\n",
+                     c->instance, c->instance);
     (void)nft_run(text, (size_t)n, NULL);
     if (forward_was_off)
         set_sysctl(IP_FORWARD, "0");

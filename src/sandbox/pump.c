@@ -71,7 +71,8 @@ static void line_write(struct pump *p, struct pump_stream *s, char tag, int64_t 
     s->bytes = 0;
 }
 
-void pump_bytes(struct pump *p, unsigned stream, const char *data, size_t bytes, int64_t now_s, long now_ns)
+void pump_bytes(struct pump *p, unsigned stream, const char *data, size_t bytes, int64_t now_s,
+                long now_ns)
 {
     struct pump_stream *s = &p->streams[stream];
     while (bytes > 0) {

@@ -84,11 +84,13 @@ TEST(what_is_not_ended_is_written_at_the_end)
     pump_end(p, AT_S, AT_NS);
     cleanup(free_pointer) char *text = written(p, NULL);
     CHECK(strstr(text, "stdout P no end\n") != NULL || strstr(text, "stdout F no end\n") != NULL);
-    CHECK(strstr(text, "stderr P nor here\n") != NULL || strstr(text, "stderr F nor here\n") != NULL);
+    CHECK(strstr(text, "stderr P nor here\n") != NULL ||
+          strstr(text, "stderr F nor here\n") != NULL);
     pump_free(p);
 }
 
-/* Cut anywhere, the same bytes make the same text; long lines come in parts that join to what was said. */
+/* Cut anywhere, the same bytes make the same text; long lines come in parts that join to what was
+ * said. */
 PROPERTY(cuts_change_nothing)
 {
     struct pump *whole = pump_new(MIB), *cut = pump_new(MIB);

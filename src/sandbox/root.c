@@ -16,7 +16,8 @@
 
 /* <sys/mount.h> clashes with <linux/mount.h> in this libc */
 #define MNT_DETACH 2
-extern int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+extern int mount(const char *source, const char *target, const char *type, unsigned long flags,
+                 const void *data);
 extern int umount2(const char *target, int flags);
 
 #define ETC_FILE_BYTES_MAX (4 * MIB)
@@ -84,8 +85,8 @@ enum err root_userns_make(uint32_t base, int *ret_userns_fd, struct error *e)
     if (err == ERR_OK) {
         char path[64];
         (void)snprintf(path, sizeof(path), "/proc/%d/ns/user", (int)pid);
-        /* The kernel's record of a user lives as long as a descriptor that he has opened: with this one it is not made anew
-         * for each sandbox. */
+        /* The kernel's record of a user lives as long as a descriptor that he has opened: with this
+         * one it is not made anew for each sandbox. */
         bool became = setresuid(base, (uid_t)-1, (uid_t)-1) == 0;
         *ret_userns_fd = open(path, O_RDONLY | O_CLOEXEC);
         if (*ret_userns_fd < 0)
@@ -105,15 +106,18 @@ struct building {
     int root_fd, userns_fd;
 };
 
-/* A read-only clone of a host directory at `to` in the root. Id-mapping is tried first: not every file system has it. */
-static enum err attach_clone(const struct building *b, int from_dir, const char *from, const char *to, struct error *e)
+/* A read-only clone of a host directory at `to` in the root. Id-mapping is tried first: not every
+ * file system has it. */
+static enum err attach_clone(const struct building *b, int from_dir, const char *from,
+                             const char *to, struct error *e)
 {
     unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (from[0] == '\0' ? AT_EMPTY_PATH : 0u);
     cleanup(fd_close) int tree = sys_open_tree(from_dir, from, flags);
     if (tree < 0)
         return error_errno(e, "clone the mount of '%s' for %s", from, to);
     uint64_t attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    if (sys_mount_setattr(tree, attributes, b->userns_fd) < 0 && sys_mount_setattr(tree, attributes, -1) < 0)
+    if (sys_mount_setattr(tree, attributes, b->userns_fd) < 0 &&
+        sys_mount_setattr(tree, attributes, -1) < 0)
         return error_errno(e, "make the clone of '%s' read-only", from);
     if (sys_move_mount(tree, b->root_fd, to) < 0)
         return error_errno(e, "attach '%s' at %s", from, to);
@@ -122,13 +126,19 @@ static enum err attach_clone(const struct building *b, int from_dir, const char 
 
 static enum err make_dirs(const struct building *b, struct error *e)
 {
-    static const char *const dirs[] = {"etc", "proc", "tmp", "srv", "dev", "dev/pts", "usr", "run", "var", "home", "etc/ssl"};
+    static const char *const dirs[] = {"etc", "proc", "tmp", "srv",  "dev",    "dev/pts",
+                                       "usr", "run",  "var", "home", "etc/ssl"};
     for (size_t i = 0; i < ARRAY_COUNT(dirs); i++)
         if (mkdirat(b->root_fd, dirs[i], 0755) < 0)
             return error_errno(e, "make directory /%s of a sandbox", dirs[i]);
-    static const char *const links[][2] = {
-        {"/tmp", "var/tmp"}, {"/tmp", "dev/shm"}, {"/proc/self/fd", "dev/fd"}, {"/proc/self/fd/0", "dev/stdin"},
-        {"/proc/self/fd/1", "dev/stdout"}, {"/proc/self/fd/2", "dev/stderr"}, {"pts/ptmx", "dev/ptmx"}, {"/tmp", "root"}};
+    static const char *const links[][2] = {{"/tmp", "var/tmp"},
+                                           {"/tmp", "dev/shm"},
+                                           {"/proc/self/fd", "dev/fd"},
+                                           {"/proc/self/fd/0", "dev/stdin"},
+                                           {"/proc/self/fd/1", "dev/stdout"},
+                                           {"/proc/self/fd/2", "dev/stderr"},
+                                           {"pts/ptmx", "dev/ptmx"},
+                                           {"/tmp", "root"}};
     for (size_t i = 0; i < ARRAY_COUNT(links); i++)
         if (symlinkat(links[i][0], b->root_fd, links[i][1]) < 0)
             return error_errno(e, "make link /%s of a sandbox", links[i][1]);
@@ -140,10 +150,11 @@ static enum err make_devices(const struct building *b, struct error *e)
     static const struct {
         const char *path;
         unsigned major, minor;
-    } devices[] = {{"dev/null", 1, 3}, {"dev/zero", 1, 5},    {"dev/full", 1, 7},
+    } devices[] = {{"dev/null", 1, 3},   {"dev/zero", 1, 5},    {"dev/full", 1, 7},
                    {"dev/random", 1, 8}, {"dev/urandom", 1, 9}, {"dev/tty", 5, 0}};
     for (size_t i = 0; i < ARRAY_COUNT(devices); i++)
-        if (mknodat(b->root_fd, devices[i].path, S_IFCHR | 0666, makedev(devices[i].major, devices[i].minor)) < 0)
+        if (mknodat(b->root_fd, devices[i].path, S_IFCHR | 0666,
+                    makedev(devices[i].major, devices[i].minor)) < 0)
             return error_errno(e, "make device /%s of a sandbox", devices[i].path);
     static const char *const options[] = {"ptmxmode", "0666", "mode", "0620", NULL};
     cleanup(fd_close) int pts = new_mount("devpts", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
@@ -152,26 +163,31 @@ static enum err make_devices(const struct building *b, struct error *e)
     return ERR_OK;
 }
 
-static enum err write_etc(const struct building *b, const char *name, const char *text, size_t bytes, struct error *e)
+static enum err write_etc(const struct building *b, const char *name, const char *text,
+                          size_t bytes, struct error *e)
 {
     char path[128];
     (void)snprintf(path, sizeof(path), "etc/%s", name);
-    cleanup(fd_close) int fd = openat(b->root_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    cleanup(fd_close) int fd =
+        openat(b->root_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (fd < 0 || fd_write_all(fd, text, bytes) != ERR_OK)
         return error_errno(e, "write /etc/%s of a sandbox", name);
     return ERR_OK;
 }
 
-/* The few files that programs need, as they are on the host now; what the host lacks is left out. */
+/* The few files that programs need, as they are on the host now; what the host lacks is left out.
+ */
 static enum err make_etc(const struct building *b, struct error *e)
 {
     static const struct {
         const char *name, *text;
-    } ours[] = {{"passwd", "root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"},
+    } ours[] = {{"passwd",
+                 "root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"},
                 {"group", "root:x:0:\nnogroup:x:65534:\n"},
                 {"hosts", "127.0.0.1 localhost\n"}};
-    static const char *const copied[] = {"nsswitch.conf", "ld.so.cache", "localtime", "mime.types", "services",
-                                         "protocols", "gai.conf", "host.conf", "ssl/openssl.cnf", "os-release"};
+    static const char *const copied[] = {
+        "nsswitch.conf", "ld.so.cache", "localtime", "mime.types",      "services",
+        "protocols",     "gai.conf",    "host.conf", "ssl/openssl.cnf", "os-release"};
     enum err err = ERR_OK;
     for (size_t i = 0; i < ARRAY_COUNT(ours) && err == ERR_OK; i++)
         err = write_etc(b, ours[i].name, ours[i].text, strlen(ours[i].text), e);
@@ -185,12 +201,15 @@ static enum err make_etc(const struct building *b, struct error *e)
     }
     if (err != ERR_OK)
         return err;
-    /* systemd-resolved's stub listens on the host's loopback; the real servers are in its other file. */
+    /* systemd-resolved's stub listens on the host's loopback; the real servers are in its other
+     * file. */
     char *resolv cleanup(free_pointer) = NULL;
     size_t bytes = 0;
-    if (file_read("/etc/resolv.conf", 64 * KIB, &resolv, &bytes, NULL) == ERR_OK && strstr(resolv, "nameserver 127.") != NULL) {
+    if (file_read("/etc/resolv.conf", 64 * KIB, &resolv, &bytes, NULL) == ERR_OK &&
+        strstr(resolv, "nameserver 127.") != NULL) {
         char *real = NULL;
-        if (file_read("/run/systemd/resolve/resolv.conf", 64 * KIB, &real, &bytes, NULL) == ERR_OK) {
+        if (file_read("/run/systemd/resolve/resolv.conf", 64 * KIB, &real, &bytes, NULL) ==
+            ERR_OK) {
             free(resolv);
             resolv = real;
         }
@@ -248,9 +267,11 @@ enum err root_make(const struct root_plan *plan, int userns_fd, int *ret_mntns_f
     /* The code's directory belongs to the host's mount namespace: cloned before we leave it. */
     cleanup(fd_close) int code = -1;
     if (plan->code_fd >= 0) {
-        code = sys_open_tree(plan->code_fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+        code =
+            sys_open_tree(plan->code_fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
         uint64_t attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-        if (code < 0 || (sys_mount_setattr(code, attributes, userns_fd) < 0 && sys_mount_setattr(code, attributes, -1) < 0))
+        if (code < 0 || (sys_mount_setattr(code, attributes, userns_fd) < 0 &&
+                         sys_mount_setattr(code, attributes, -1) < 0))
             return error_errno(e, "clone the function's code directory");
     }
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
@@ -270,7 +291,8 @@ enum err root_make(const struct root_plan *plan, int userns_fd, int *ret_mntns_f
         err = error_errno(e, "attach the function's code");
     if (err == ERR_OK && sys_mount_setattr(root, MOUNT_ATTR_RDONLY, -1) < 0)
         err = error_errno(e, "make the root of a sandbox read-only");
-    if (err == ERR_OK && (fchdir(b.root_fd) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0))
+    if (err == ERR_OK && (fchdir(b.root_fd) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 ||
+                          umount2(".", MNT_DETACH) < 0 || chdir("/") < 0))
         err = error_errno(e, "make the sandbox's root the only one");
     fd_close(&b.root_fd);
     if (err == ERR_OK)

@@ -1,5 +1,5 @@
-/* seccomp_test.c - the filter's verdict for every system call, by interpreting it as the kernel would; and what a process under it
- * really gets. */
+/* seccomp_test.c - the filter's verdict for every system call, by interpreting it as the kernel
+ * would; and what a process under it really gets. */
 #include "sandbox/seccomp.h"
 #include "test.h"
 #include <errno.h>
@@ -68,26 +68,69 @@ static struct seccomp_program program(bool notify)
     return p;
 }
 
-static uint32_t verdict(const struct seccomp_program *p, long nr, uint64_t first, uint64_t second, uint64_t sixth)
+static uint32_t verdict(const struct seccomp_program *p, long nr, uint64_t first, uint64_t second,
+                        uint64_t sixth)
 {
-    struct seccomp_data data = {.nr = (int)nr, .arch = OURS, .args = {first, second, 0, 0, 0, sixth}};
+    struct seccomp_data data = {
+        .nr = (int)nr, .arch = OURS, .args = {first, second, 0, 0, 0, sixth}};
     return run(p, &data);
 }
 
-static const int setup_calls[] = {SYS_setns, SYS_unshare, SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_move_mount,
-                                  SYS_sethostname, SYS_capset, SYS_seccomp, SYS_keyctl};
+static const int setup_calls[] = {SYS_setns,   SYS_unshare,    SYS_fsopen,      SYS_fsconfig,
+                                  SYS_fsmount, SYS_move_mount, SYS_sethostname, SYS_capset,
+                                  SYS_seccomp, SYS_keyctl};
 
 TEST(what_breaks_out_of_sandboxes_is_refused)
 {
     struct seccomp_program p = program(true);
     static const int denied[] = {
-        SYS_mount, SYS_umount2, SYS_pivot_root, SYS_chroot, SYS_open_tree, SYS_mount_setattr, SYS_fspick, SYS_ptrace,
-        SYS_process_vm_readv, SYS_process_vm_writev, SYS_kcmp, SYS_bpf, SYS_perf_event_open, SYS_userfaultfd, SYS_io_uring_setup,
-        SYS_io_uring_enter, SYS_io_uring_register, SYS_kexec_load, SYS_init_module, SYS_finit_module, SYS_delete_module,
-        SYS_open_by_handle_at, SYS_name_to_handle_at, SYS_add_key, SYS_request_key, SYS_reboot, SYS_swapon, SYS_swapoff, SYS_acct,
-        SYS_settimeofday, SYS_clock_settime, SYS_adjtimex, SYS_clock_adjtime, SYS_setdomainname, SYS_syslog, SYS_quotactl, SYS_fanotify_init,
-        SYS_lookup_dcookie, SYS_mbind, SYS_set_mempolicy, SYS_move_pages, SYS_migrate_pages, SYS_pidfd_getfd, SYS_vhangup,
-        SYS_nfsservctl, SYS_process_madvise, SYS_memfd_secret,
+        SYS_mount,
+        SYS_umount2,
+        SYS_pivot_root,
+        SYS_chroot,
+        SYS_open_tree,
+        SYS_mount_setattr,
+        SYS_fspick,
+        SYS_ptrace,
+        SYS_process_vm_readv,
+        SYS_process_vm_writev,
+        SYS_kcmp,
+        SYS_bpf,
+        SYS_perf_event_open,
+        SYS_userfaultfd,
+        SYS_io_uring_setup,
+        SYS_io_uring_enter,
+        SYS_io_uring_register,
+        SYS_kexec_load,
+        SYS_init_module,
+        SYS_finit_module,
+        SYS_delete_module,
+        SYS_open_by_handle_at,
+        SYS_name_to_handle_at,
+        SYS_add_key,
+        SYS_request_key,
+        SYS_reboot,
+        SYS_swapon,
+        SYS_swapoff,
+        SYS_acct,
+        SYS_settimeofday,
+        SYS_clock_settime,
+        SYS_adjtimex,
+        SYS_clock_adjtime,
+        SYS_setdomainname,
+        SYS_syslog,
+        SYS_quotactl,
+        SYS_fanotify_init,
+        SYS_lookup_dcookie,
+        SYS_mbind,
+        SYS_set_mempolicy,
+        SYS_move_pages,
+        SYS_migrate_pages,
+        SYS_pidfd_getfd,
+        SYS_vhangup,
+        SYS_nfsservctl,
+        SYS_process_madvise,
+        SYS_memfd_secret,
     };
     for (size_t i = 0; i < ARRAY_COUNT(denied); i++)
         if (verdict(&p, denied[i], 0, 0, SECRET) != REFUSED(EPERM))
@@ -98,12 +141,60 @@ TEST(what_ordinary_programs_use_is_allowed)
 {
     struct seccomp_program p = program(true);
     static const int common[] = {
-        SYS_read, SYS_write, SYS_openat, SYS_close, SYS_mmap, SYS_munmap, SYS_mprotect, SYS_brk, SYS_rt_sigaction, SYS_rt_sigreturn,
-        SYS_futex, SYS_execve, SYS_exit, SYS_exit_group, SYS_wait4, SYS_kill, SYS_epoll_ctl, SYS_epoll_pwait, SYS_accept4, SYS_connect,
-        SYS_sendto, SYS_recvfrom, SYS_sendmsg, SYS_recvmsg, SYS_getrandom, SYS_memfd_create, SYS_clock_gettime, SYS_clock_nanosleep,
-        SYS_prlimit64, SYS_statx, SYS_rseq, SYS_getdents64, SYS_pipe2, SYS_eventfd2, SYS_timerfd_create, SYS_signalfd4, SYS_fcntl,
-        SYS_socketpair, SYS_sched_getaffinity, SYS_setitimer, SYS_prctl, SYS_madvise, SYS_fallocate, SYS_copy_file_range, SYS_set_robust_list,
-        SYS_tgkill, SYS_getpid, SYS_gettid, SYS_setsid, SYS_setuid, SYS_chdir, SYS_unlinkat, SYS_renameat2, SYS_landlock_restrict_self,
+        SYS_read,
+        SYS_write,
+        SYS_openat,
+        SYS_close,
+        SYS_mmap,
+        SYS_munmap,
+        SYS_mprotect,
+        SYS_brk,
+        SYS_rt_sigaction,
+        SYS_rt_sigreturn,
+        SYS_futex,
+        SYS_execve,
+        SYS_exit,
+        SYS_exit_group,
+        SYS_wait4,
+        SYS_kill,
+        SYS_epoll_ctl,
+        SYS_epoll_pwait,
+        SYS_accept4,
+        SYS_connect,
+        SYS_sendto,
+        SYS_recvfrom,
+        SYS_sendmsg,
+        SYS_recvmsg,
+        SYS_getrandom,
+        SYS_memfd_create,
+        SYS_clock_gettime,
+        SYS_clock_nanosleep,
+        SYS_prlimit64,
+        SYS_statx,
+        SYS_rseq,
+        SYS_getdents64,
+        SYS_pipe2,
+        SYS_eventfd2,
+        SYS_timerfd_create,
+        SYS_signalfd4,
+        SYS_fcntl,
+        SYS_socketpair,
+        SYS_sched_getaffinity,
+        SYS_setitimer,
+        SYS_prctl,
+        SYS_madvise,
+        SYS_fallocate,
+        SYS_copy_file_range,
+        SYS_set_robust_list,
+        SYS_tgkill,
+        SYS_getpid,
+        SYS_gettid,
+        SYS_setsid,
+        SYS_setuid,
+        SYS_chdir,
+        SYS_unlinkat,
+        SYS_renameat2,
+        SYS_landlock_restrict_self,
     };
     for (size_t i = 0; i < ARRAY_COUNT(common); i++)
         if (verdict(&p, common[i], 0, 0, 0) != ALLOW)
@@ -117,7 +208,8 @@ TEST(the_calls_of_the_set_up_need_the_secret)
         CHECK_EQ(verdict(&p, setup_calls[i], 0, 0, SECRET), ALLOW);
         CHECK_EQ(verdict(&p, setup_calls[i], 0, 0, 0), REFUSED(EPERM));
         for (unsigned bit = 0; bit < 64; bit++)
-            CHECK_EQ(verdict(&p, setup_calls[i], 0, 0, SECRET ^ UINT64_C(1) << bit), REFUSED(EPERM));
+            CHECK_EQ(verdict(&p, setup_calls[i], 0, 0, SECRET ^ UINT64_C(1) << bit),
+                     REFUSED(EPERM));
     }
     CHECK_EQ(verdict(&p, SYS_clone3, 0, 0, SECRET), ALLOW);
     CHECK_EQ(verdict(&p, SYS_clone3, 0, 0, SECRET + 1), REFUSED(ENOSYS));
@@ -135,10 +227,12 @@ TEST(every_call_has_one_of_the_verdicts)
     struct seccomp_program p = program(true), plain = program(false);
     for (long nr = 0; nr <= 450; nr++) {
         uint32_t v = verdict(&p, nr, 0, 0, 0), w = verdict(&plain, nr, 0, 0, 0);
-        bool sound = v == ALLOW || v == REFUSED(EPERM) || v == REFUSED(ENOSYS) || v == REFUSED(EAFNOSUPPORT) || v == SECCOMP_RET_USER_NOTIF;
+        bool sound = v == ALLOW || v == REFUSED(EPERM) || v == REFUSED(ENOSYS) ||
+                     v == REFUSED(EAFNOSUPPORT) || v == SECCOMP_RET_USER_NOTIF;
         if (!sound)
             test_fail(__FILE__, __LINE__, "call %ld: 0x%x", nr, v);
-        CHECK_EQ(w, v == SECCOMP_RET_USER_NOTIF ? ALLOW : v); /* without a listener nothing waits for one */
+        CHECK_EQ(w, v == SECCOMP_RET_USER_NOTIF ? ALLOW
+                                                : v); /* without a listener nothing waits for one */
     }
 }
 
@@ -160,10 +254,14 @@ TEST(arguments_decide)
         bool known = family == AF_UNIX || family == AF_INET || family == AF_INET6;
         CHECK_EQ(verdict(&p, SYS_socket, family, 0, 0), known ? ALLOW : REFUSED(EAFNOSUPPORT));
     }
-    static const uint64_t namespaces[] = {CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET};
+    static const uint64_t namespaces[] = {CLONE_NEWNS,  CLONE_NEWCGROUP, CLONE_NEWUTS,
+                                          CLONE_NEWIPC, CLONE_NEWUSER,   CLONE_NEWPID,
+                                          CLONE_NEWNET};
     for (size_t i = 0; i < ARRAY_COUNT(namespaces); i++)
         CHECK_EQ(verdict(&p, SYS_clone, namespaces[i] | 17, 0, 0), REFUSED(EPERM));
-    CHECK_EQ(verdict(&p, SYS_clone, CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, 0, 0), ALLOW);
+    CHECK_EQ(verdict(&p, SYS_clone,
+                     CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, 0, 0),
+             ALLOW);
     CHECK_EQ(verdict(&p, SYS_clone, 17, 0, 0), ALLOW);
     CHECK_EQ(verdict(&p, SYS_ioctl, 0, 0x5412, 0), REFUSED(EPERM)); /* TIOCSTI */
     CHECK_EQ(verdict(&p, SYS_ioctl, 0, 0x541c, 0), REFUSED(EPERM)); /* TIOCLINUX */

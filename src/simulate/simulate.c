@@ -14,8 +14,8 @@
 #include <unistd.h>
 
 #define LOOK_PERIOD_NS (20 * NS_PER_MS)
-/* From this rate on the alarm's own cost counts, as setting it leaves a virtual machine: then it goes
- * off so often at most. Who is late by that is measured as late. */
+/* From this rate on the alarm's own cost counts, as setting it leaves a virtual machine: then it
+ * goes off so often at most. Who is late by that is measured as late. */
 #define BUSY_RATE 5000u
 #define BUSY_ALARM_NS (200 * NS_PER_US)
 #define DESCRIPTORS_BESIDE 600u /* beside the connections to --cluster */

@@ -30,7 +30,8 @@ static void on_timer(struct loop_timer *timer);
 
 static void dial_later(struct dialler *d)
 {
-    uint64_t jittered_us = d->delay_ms * US_PER_MS / 2 + rng_below(&d->rng, d->delay_ms * US_PER_MS / 2 + 1);
+    uint64_t jittered_us =
+        d->delay_ms * US_PER_MS / 2 + rng_below(&d->rng, d->delay_ms * US_PER_MS / 2 + 1);
     loop_timer_start(d->loop, &d->timer, loop_now_ns(d->loop) + jittered_us * NS_PER_US);
     d->delay_ms = d->delay_ms == 0 ? DELAY_MS_MIN : MIN(d->delay_ms * 2, DELAY_MS_MAX);
 }
@@ -138,8 +139,9 @@ static void on_timer(struct loop_timer *timer)
     failed(d, "no answer within 2 s");
 }
 
-enum err dialler_new(struct loop *loop, const char *address, const struct dialler_callbacks *callbacks,
-                     void *user, struct dialler **ret_dialler, struct error *e)
+enum err dialler_new(struct loop *loop, const char *address,
+                     const struct dialler_callbacks *callbacks, void *user,
+                     struct dialler **ret_dialler, struct error *e)
 {
     struct dialler *d = mem_new(sizeof(*d));
     enum err err = address_parse(address, &d->address, &d->address_bytes, e);
@@ -154,7 +156,9 @@ enum err dialler_new(struct loop *loop, const char *address, const struct dialle
     d->user = user;
     rng_init(&d->rng, clock_mono_ns()); /* jitter only */
     loop_timer_init(&d->timer, on_timer);
-    loop_timer_start(loop, &d->timer, 0); /* callbacks never run inside a call: the first attempt is in the next turn */
+    loop_timer_start(
+        loop, &d->timer,
+        0); /* callbacks never run inside a call: the first attempt is in the next turn */
     *ret_dialler = d;
     return ERR_OK;
 }

@@ -7,7 +7,8 @@ enum err frame_decode(const uint8_t *data, size_t bytes, const uint8_t **ret_pay
 {
     if (bytes < FRAME_HEAD_BYTES)
         return ERR_MORE;
-    uint32_t length = (uint32_t)data[0] << 24 | (uint32_t)data[1] << 16 | (uint32_t)data[2] << 8 | data[3];
+    uint32_t length =
+        (uint32_t)data[0] << 24 | (uint32_t)data[1] << 16 | (uint32_t)data[2] << 8 | data[3];
     if (length > FRAME_BYTES_MAX)
         return ERR_TOO_LARGE;
     if (bytes - FRAME_HEAD_BYTES < length)

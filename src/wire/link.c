@@ -1,5 +1,6 @@
-/* link.c - one connection. Out: messages are packed into `out` and leave in one write at the end of the turn. In: whole
- * frames are handed over straight from the loop's buffer; what is cut off waits in `in`. */
+/* link.c - one connection. Out: messages are packed into `out` and leave in one write at the end of
+ * the turn. In: whole frames are handed over straight from the loop's buffer; what is cut off waits
+ * in `in`. */
 #include "wire/link.h"
 #include "base/limits.h"
 #include "base/str.h"
@@ -46,7 +47,8 @@ static void on_timer(struct loop_timer *timer)
     uint64_t now = loop_now_ns(l->loop);
     if (l->dead_after_ns > 0 && now >= l->heard_ns + l->dead_after_ns) {
         char why[64];
-        (void)snprintf(why, sizeof(why), "nothing heard for %" PRIu64 " ms", l->dead_after_ns / NS_PER_MS);
+        (void)snprintf(why, sizeof(why), "nothing heard for %" PRIu64 " ms",
+                       l->dead_after_ns / NS_PER_MS);
         link_close(l, ERR_TIMEOUT, why);
         return;
     }
@@ -81,7 +83,8 @@ static size_t frames_take(struct link *l, const uint8_t *data, size_t bytes)
     while (!l->closing) {
         const uint8_t *payload;
         size_t payload_bytes, frame_bytes;
-        enum err err = frame_decode(data + used, bytes - used, &payload, &payload_bytes, &frame_bytes);
+        enum err err =
+            frame_decode(data + used, bytes - used, &payload, &payload_bytes, &frame_bytes);
         if (err == ERR_MORE)
             break;
         if (err != ERR_OK) {
@@ -99,7 +102,8 @@ static void on_recv(struct loop_stream *s, enum err err, const char *data, size_
 {
     struct link *l = container_of(s, struct link, stream);
     if (err != ERR_OK) {
-        link_close(l, ERR_CLOSED, err == ERR_END ? "closed by the other side" : "connection broken");
+        link_close(l, ERR_CLOSED,
+                   err == ERR_END ? "closed by the other side" : "connection broken");
         return;
     }
     l->heard_ns = loop_now_ns(l->loop);

@@ -23,7 +23,8 @@ struct link_callbacks {
      * answered with link_close(). */
     void (*on_frame)(struct link *link, void *user, const uint8_t *data, size_t bytes);
     void (*on_drained)(struct link *link, void *user); /* may be NULL */
-    /* Told once, by our close or theirs; the link is freed after it returns. `why` is a sentence. */
+    /* Told once, by our close or theirs; the link is freed after it returns. `why` is a sentence.
+     */
     void (*on_closed)(struct link *link, void *user, enum err err, const char *why);
 };
 /* Takes over a connected socket. */
@@ -37,10 +38,11 @@ void link_close(struct link *link, enum err err, const char *why);
 void link_set_timers(struct link *link, uint32_t heartbeat_ms, uint32_t dead_after_ms);
 /* When anything was heard last, heartbeats too (which on_frame does not tell). Monotonic. */
 uint64_t link_heard_ns(const struct link *link);
-void link_peer_address(const struct link *link, char *ret_text, size_t bytes); /* 64 bytes are enough */
+void link_peer_address(const struct link *link, char *ret_text,
+                       size_t bytes); /* 64 bytes are enough */
 
-/* Keeps one connection to `address`: dials, tells on_up with a fresh link, and after on_closed dials
- * again, at once the first time, then with exponential delay 10 ms … 1 s with jitter. */
+/* Keeps one connection to `address`: dials, tells on_up with a fresh link, and after on_closed
+ * dials again, at once the first time, then with exponential delay 10 ms … 1 s with jitter. */
 struct dialler;
 struct dialler_callbacks {
     void (*on_up)(struct dialler *d, void *user, struct link *link); /* send Hello here */

@@ -28,7 +28,8 @@ TEST(a_frame_above_the_limit_is_refused_by_its_head)
     const uint8_t *payload;
     size_t payload_bytes, frame_bytes;
     frame_head_encode(FRAME_BYTES_MAX + 1, head);
-    CHECK_EQ(frame_decode(head, sizeof(head), &payload, &payload_bytes, &frame_bytes), ERR_TOO_LARGE);
+    CHECK_EQ(frame_decode(head, sizeof(head), &payload, &payload_bytes, &frame_bytes),
+             ERR_TOO_LARGE);
     frame_head_encode(FRAME_BYTES_MAX, head);
     CHECK_EQ(frame_decode(head, sizeof(head), &payload, &payload_bytes, &frame_bytes), ERR_MORE);
 }
@@ -59,7 +60,8 @@ static void side_on_closed(struct link *link, void *user, enum err err, const ch
     s->link = NULL;
     CHECK(why[0] != '\0');
 }
-static const struct link_callbacks side_callbacks = {.on_frame = side_on_frame, .on_closed = side_on_closed};
+static const struct link_callbacks side_callbacks = {.on_frame = side_on_frame,
+                                                     .on_closed = side_on_closed};
 
 static struct loop *pair(struct side *a, struct side *b)
 {
@@ -203,7 +205,9 @@ TEST(the_dialler_waits_for_a_server_and_comes_back_after_a_loss)
     address_format((struct sockaddr *)&address, text, sizeof(text));
     fd_close(&fd); /* nobody listens at first */
     struct dialler_callbacks callbacks = {
-        .on_up = on_up, .on_failed = on_failed, .link = {.on_frame = client_on_frame, .on_closed = client_on_closed}};
+        .on_up = on_up,
+        .on_failed = on_failed,
+        .link = {.on_frame = client_on_frame, .on_closed = client_on_closed}};
     struct dialler *d = NULL;
     REQUIRE(dialler_new(t.loop, text, &callbacks, &t, &d, &e) == ERR_OK);
     run_until(&t, &t.failures, 2);

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* JOINED: has our whole Hello. At most one at a time, or what happens after a Hello could not be told
- * to whom it belongs. NAMED: has our name only. */
+/* JOINED: has our whole Hello. At most one at a time, or what happens after a Hello could not be
+ * told to whom it belongs. NAMED: has our name only. */
 enum replica_state { REPLICA_DOWN, REPLICA_NAMED, REPLICA_JOINED };
 
 struct replica {
@@ -149,12 +149,15 @@ static void on_failed(struct dialler *d, void *user, const char *why)
 static enum err add(struct replicas *r, struct str address, struct error *e)
 {
     static const struct dialler_callbacks callbacks = {
-        .on_up = on_up, .on_failed = on_failed, .link = {.on_frame = on_frame, .on_closed = on_closed}};
+        .on_up = on_up,
+        .on_failed = on_failed,
+        .link = {.on_frame = on_frame, .on_closed = on_closed}};
     struct replica *p = &r->items[r->count];
     if (r->count == REPLICAS_MAX)
         return error_set(e, ERR_INVALID, "more than %u control planes are given", REPLICAS_MAX);
     if (address.bytes == 0 || address.bytes >= sizeof(p->address))
-        return error_set(e, ERR_INVALID, "'%.*s' is no address of a control plane", STR_ARG(address));
+        return error_set(e, ERR_INVALID, "'%.*s' is no address of a control plane",
+                         STR_ARG(address));
     (void)snprintf(p->address, sizeof(p->address), "%.*s", STR_ARG(address));
     for (size_t i = 0; i < r->count; i++)
         if (strcmp(r->items[i].address, p->address) == 0)
@@ -166,8 +169,9 @@ static enum err add(struct replicas *r, struct str address, struct error *e)
     return err;
 }
 
-enum err replicas_new(struct loop *loop, const char *addresses, const struct replicas_callbacks *callbacks,
-                      void *user, struct replicas **ret_replicas, struct error *e)
+enum err replicas_new(struct loop *loop, const char *addresses,
+                      const struct replicas_callbacks *callbacks, void *user,
+                      struct replicas **ret_replicas, struct error *e)
 {
     struct replicas *r = mem_new(sizeof(*r));
     enum err err = ERR_OK;

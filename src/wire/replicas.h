@@ -1,5 +1,5 @@
-/* replicas.h - a worker's or data plane's connections to the control planes: one to each address, all
- * kept open, and at most one of them to the leader. dirigent.proto describes the handshake.
+/* replicas.h - a worker's or data plane's connections to the control planes: one to each address,
+ * all kept open, and at most one of them to the leader. dirigent.proto describes the handshake.
  * Loop thread only; never blocks.
  *
  * Orders of an older epoch than the newest seen are refused, and whoever sent them is told so
@@ -12,10 +12,11 @@
 
 struct replicas; /* opaque */
 struct replicas_callbacks {
-    /* Send a Hello with everything; what happens from now on is for this connection. Welcome or loss
-     * (on_lost) follows. */
+    /* Send a Hello with everything; what happens from now on is for this connection. Welcome or
+     * loss (on_lost) follows. */
     void (*on_hello)(void *user, struct link *link);
-    /* The same without state: set the fields that name the sender, no more. `hello` is sent then. */
+    /* The same without state: set the fields that name the sender, no more. `hello` is sent then.
+     */
     void (*on_name)(void *user, Dirigent__Hello *hello);
     /* From the connection of the last on_hello; valid during the call. `epoch` has been checked. */
     void (*on_message)(void *user, struct link *link, const Dirigent__FromControlPlane *m);

@@ -1,6 +1,6 @@
 /* replicas_test.c - several control planes, played by the test; one of them leads. */
-#include "wire/replicas.h"
 #include "test.h"
+#include "wire/replicas.h"
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -22,7 +22,7 @@ struct cluster {
     struct replicas *replicas;
     struct link *link; /* of the last on_hello */
     unsigned hellos, messages, lost;
-    uint64_t epoch;    /* of the last message */
+    uint64_t epoch; /* of the last message */
 };
 
 /* ---- a control plane ---- */
@@ -85,7 +85,8 @@ static void server_start(struct loop *loop, struct server *s)
     int fd = -1;
     s->loop = loop;
     s->listener.on_accept = server_on_accept;
-    REQUIRE(socket_listen(s->address[0] != '\0' ? s->address : "127.0.0.1:0", false, &fd, &e) == ERR_OK);
+    REQUIRE(socket_listen(s->address[0] != '\0' ? s->address : "127.0.0.1:0", false, &fd, &e) ==
+            ERR_OK);
     REQUIRE(getsockname(fd, (struct sockaddr *)&bound, &bytes) == 0);
     address_format((struct sockaddr *)&bound, s->address, sizeof(s->address));
     REQUIRE(loop_listener_start(loop, &s->listener, fd, &e) == ERR_OK);
@@ -153,11 +154,11 @@ static const struct replicas_callbacks callbacks = {.on_hello = on_hello,
                                                     .on_lost = on_lost,
                                                     .on_failed = on_failed};
 
-#define UNTIL(condition)                                                                           \
-    do {                                                                                           \
-        for (int i_ = 0; i_ < 400 && !(condition); i_++)                                           \
-            loop_run_once(c.loop, 10);                                                             \
-        CHECK(condition);                                                                          \
+#define UNTIL(condition)                                 \
+    do {                                                 \
+        for (int i_ = 0; i_ < 400 && !(condition); i_++) \
+            loop_run_once(c.loop, 10);                   \
+        CHECK(condition);                                \
     } while (0)
 
 static struct cluster begin(void)

@@ -54,7 +54,8 @@ static const char *hex_of(const char *digest)
 
 static bool digest_is_sound(const char *digest)
 {
-    return strlen(digest) == DIGEST_BYTES && strncmp(digest, DIGEST_PREFIX, sizeof(DIGEST_PREFIX) - 1) == 0 &&
+    return strlen(digest) == DIGEST_BYTES &&
+           strncmp(digest, DIGEST_PREFIX, sizeof(DIGEST_PREFIX) - 1) == 0 &&
            strspn(hex_of(digest), "0123456789abcdef") == 64;
 }
 
@@ -87,7 +88,8 @@ static int compare_ints(const void *a, const void *b)
     return *(const int *)a - *(const int *)b;
 }
 
-/* In a child: it dies with the worker, and holds nothing open that the worker's peers and successors would take for the worker itself: its connections, its locks. */
+/* In a child: it dies with the worker, and holds nothing open that the worker's peers and
+ * successors would take for the worker itself: its connections, its locks. */
 static void child_begin(int *keep, size_t count)
 {
     sigset_t none;
@@ -113,7 +115,8 @@ static void child_kill(struct loop_child *child)
     (void)waitpid(child->pid, NULL, 0);
 }
 
-/* ---- removal: a tree of a hundred thousand files takes seconds, in which a worker that waited would be taken for dead ---- */
+/* ---- removal: a tree of a hundred thousand files takes seconds, in which a worker that waited
+ * would be taken for dead ---- */
 
 static void gone_remove(int dir_fd)
 {
@@ -162,7 +165,8 @@ static void gone_put(struct code_store *s, const char *name)
     char gone[32];
     do {
         (void)snprintf(gone, sizeof(gone), GONE_PREFIX "%u", ++s->gone_count);
-    } while (renameat2(s->dir_fd, name, s->dir_fd, gone, RENAME_NOREPLACE) < 0 && errno == EEXIST); /* of one before us */
+    } while (renameat2(s->dir_fd, name, s->dir_fd, gone, RENAME_NOREPLACE) < 0 &&
+             errno == EEXIST); /* of one before us */
     remover_start(s);
 }
 
@@ -180,7 +184,12 @@ static void code_free(struct code *c)
 static struct code *code_new(struct code_store *s, const char *digest, enum code_state state)
 {
     struct code *c = mem_new(sizeof(*c));
-    *c = (struct code){.store = s, .state = state, .dir_fd = -1, .archive_fd = -1, .staging_fd = -1, .result_fd = -1};
+    *c = (struct code){.store = s,
+                       .state = state,
+                       .dir_fd = -1,
+                       .archive_fd = -1,
+                       .staging_fd = -1,
+                       .result_fd = -1};
     (void)snprintf(c->digest, sizeof(c->digest), "%s", digest);
     strmap_put(&s->codes, str_of(c->digest), c);
     return c;
@@ -188,7 +197,8 @@ static struct code *code_new(struct code_store *s, const char *digest, enum code
 
 /* ---- start ---- */
 
-enum err code_store_new(struct loop *loop, const char *directory, const struct code_store_callbacks *callbacks, void *user,
+enum err code_store_new(struct loop *loop, const char *directory,
+                        const struct code_store_callbacks *callbacks, void *user,
                         struct code_store **ret_store, struct error *e)
 {
     struct code_store *s = mem_new(sizeof(*s));
@@ -209,7 +219,9 @@ enum err code_store_new(struct loop *loop, const char *directory, const struct c
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
         (void)snprintf(digest, sizeof(digest), DIGEST_PREFIX "%s", entry->d_name);
-        int fd = digest_is_sound(digest) ? openat(s->dir_fd, entry->d_name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+        int fd = digest_is_sound(digest) ? openat(s->dir_fd, entry->d_name,
+                                                  O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                                         : -1;
         if (fd >= 0)
             code_new(s, digest, CODE_READY)->dir_fd = fd;
         else if (strncmp(entry->d_name, GONE_PREFIX, sizeof(GONE_PREFIX) - 1) == 0)
@@ -245,7 +257,8 @@ static enum err keep(struct code *c, const char *staging)
     struct code_store *s = c->store;
     if (renameat(s->dir_fd, staging, s->dir_fd, hex_of(c->digest)) < 0)
         return err_from_errno(errno);
-    if (fsync(s->dir_fd) == 0 && (c->dir_fd = openat(s->dir_fd, hex_of(c->digest), O_PATH | O_DIRECTORY | O_CLOEXEC)) >= 0)
+    if (fsync(s->dir_fd) == 0 &&
+        (c->dir_fd = openat(s->dir_fd, hex_of(c->digest), O_PATH | O_DIRECTORY | O_CLOEXEC)) >= 0)
         return ERR_OK;
     enum err err = err_from_errno(errno);
     gone_put(s, hex_of(c->digest)); /* or the name would be taken when it comes again */
@@ -301,7 +314,9 @@ static void unpack_start(struct code *c)
     int ends[2];
     names_of(c, archive, staging, sizeof(archive));
     if (mkdirat(s->dir_fd, staging, 0755) < 0 ||
-        (c->staging_fd = openat(s->dir_fd, staging, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0 || pipe2(ends, O_CLOEXEC) < 0) {
+        (c->staging_fd =
+             openat(s->dir_fd, staging, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0 ||
+        pipe2(ends, O_CLOEXEC) < 0) {
         (void)error_errno(&e, "make a directory for the code");
         finish(c, e.code, e.text);
         return;
@@ -336,7 +351,8 @@ static void fetch_start(struct code *c)
     char archive[96], staging[96];
     names_of(c, archive, staging, sizeof(archive));
     fd_close(&c->archive_fd);
-    c->archive_fd = openat(c->store->dir_fd, archive, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    c->archive_fd = openat(c->store->dir_fd, archive,
+                           O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
     c->archive_errno = errno; /* told with the first piece: not from inside the call that asks */
     c->got_bytes = 0;
     EVP_MD_CTX_free(c->hash);
@@ -361,7 +377,8 @@ enum err code_store_need(struct code_store *s, const char *digest, int *ret_dir_
     return ERR_MORE;
 }
 
-void code_store_chunk(struct code_store *s, const char *digest, uint64_t offset, uint64_t total_bytes, struct str data, const char *error)
+void code_store_chunk(struct code_store *s, const char *digest, uint64_t offset,
+                      uint64_t total_bytes, struct str data, const char *error)
 {
     struct code *c = strmap_get(&s->codes, str_of(digest));
     if (c == NULL || c->state != CODE_FETCHING)
@@ -376,7 +393,9 @@ void code_store_chunk(struct code_store *s, const char *digest, uint64_t offset,
     }
     if (c->archive_fd < 0 || fd_write_all(c->archive_fd, data.data, data.bytes) != ERR_OK) {
         enum err err = err_from_errno(c->archive_fd < 0 ? c->archive_errno : errno);
-        finish(c, err, err == ERR_NO_SPACE ? "the worker's disk is full" : "the code could not be written to the worker's disk");
+        finish(c, err,
+               err == ERR_NO_SPACE ? "the worker's disk is full"
+                                   : "the code could not be written to the worker's disk");
         return;
     }
     (void)EVP_DigestUpdate(c->hash, data.data, data.bytes);

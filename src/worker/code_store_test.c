@@ -1,8 +1,8 @@
 /* code_store_test.c - fetch, verify, unpack, keep, forget; the control plane is played. */
-#include "worker/code_store.h"
 #include "base/limits.h"
 #include "test.h"
 #include "test_tree.h"
+#include "worker/code_store.h"
 #include <archive.h>
 #include <archive_entry.h>
 #include <openssl/sha.h>
@@ -167,7 +167,8 @@ TEST(after_a_restart_what_was_whole_is_there_and_the_rest_is_swept)
 }
 
 /* Each is told with a sentence, leaves nothing, and the next try is a new one. */
-static void check_refused(struct bench *b, const struct code *c, enum err expected, const char *says)
+static void check_refused(struct bench *b, const struct code *c, enum err expected,
+                          const char *says)
 {
     wait_told(b, 1);
     if (b->err != expected || strstr(b->why, says) == NULL)
@@ -238,8 +239,9 @@ TEST(a_lost_connection_begins_the_fetch_anew)
 
 TEST(what_is_no_digest_is_refused)
 {
-    static const char *const bad[] = {"", "sha256:", "md5:1234", "sha256:../../../../etc/passwd",
-                                      "sha256:ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ"};
+    static const char *const bad[] = {
+        "", "sha256:", "md5:1234", "sha256:../../../../etc/passwd",
+        "sha256:ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ"};
     struct bench b;
     int dir_fd;
     begin(&b);

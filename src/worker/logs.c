@@ -16,10 +16,12 @@
 
 #define FILES_PER_FUNCTION_MAX 200u
 #define BYTES_PER_FUNCTION_MAX (64 * MIB)
-#define TRIM_EVERY 32u /* new files: looking through a directory for each would be work for nothing */
+#define TRIM_EVERY \
+    32u /* new files: looking through a directory for each would be work for nothing */
 #define ANSWER_BYTES_MAX (8 * MIB)
 #define SPARES 16u
-#define NAMED_AFTER_NS (2 * NS_PER_MS) /* the start that has just been ordered has the processors for itself */
+#define NAMED_AFTER_NS \
+    (2 * NS_PER_MS)     /* the start that has just been ordered has the processors for itself */
 #define STAMP_BYTES 30u /* "2026-01-02T03:04:05.678901234Z" */
 
 struct file_place { /* how far a follower has read a file */
@@ -35,8 +37,8 @@ struct follower {
     struct file_place *places;
     size_t place_count;
 };
-/* Making a file costs more than all else that the worker does for a start: some are kept open, and get their names
- * when the start is on its way. */
+/* Making a file costs more than all else that the worker does for a start: some are kept open, and
+ * get their names when the start is on its way. */
 struct spare {
     int fd;
     uint32_t number; /* its name: "spare-NUMBER" */
@@ -64,7 +66,8 @@ static void on_timer(struct loop_timer *timer);
 static void names_give(struct logs *l);
 static void spares_sweep(struct logs *l);
 
-enum err logs_new(struct loop *loop, const char *directory, logs_on_chunk *on_chunk, void *user, struct logs **ret_logs, struct error *e)
+enum err logs_new(struct loop *loop, const char *directory, logs_on_chunk *on_chunk, void *user,
+                  struct logs **ret_logs, struct error *e)
 {
     struct logs *l = mem_new(sizeof(*l));
     *l = (struct logs){.loop = loop, .on_chunk = on_chunk, .user = user, .dir_fd = -1};
@@ -142,7 +145,8 @@ static struct file *files_list(int dir, size_t *ret_count)
         char *end;
         struct stat st;
         uint64_t id = strtoull(entry->d_name, &end, 16);
-        if (end != entry->d_name + 16 || strcmp(end, ".log") != 0 || fstatat(dir, entry->d_name, &st, 0) < 0)
+        if (end != entry->d_name + 16 || strcmp(end, ".log") != 0 ||
+            fstatat(dir, entry->d_name, &st, 0) < 0)
             continue;
         if (count == capacity)
             files = mem_resize(files, capacity = MAX(capacity * 2, (size_t)64), sizeof(*files));
@@ -163,7 +167,8 @@ static void trim(int dir)
     uint64_t bytes = 0;
     for (size_t i = 0; i < count; i++)
         bytes += files[i].disk_bytes;
-    for (size_t i = 0; i < count && (count - i > FILES_PER_FUNCTION_MAX || bytes > BYTES_PER_FUNCTION_MAX); i++) {
+    for (size_t i = 0;
+         i < count && (count - i > FILES_PER_FUNCTION_MAX || bytes > BYTES_PER_FUNCTION_MAX); i++) {
         char name[32];
         file_name(files[i].sandbox_id, name, sizeof(name));
         (void)unlinkat(dir, name, 0); /* a sandbox that still writes loses only the name */
@@ -182,7 +187,8 @@ static bool spare_make(struct logs *l)
     struct spare *spare = &l->spares[l->spare_count];
     spare->number = ++l->last_number;
     spare_name(spare->number, name, sizeof(name));
-    spare->fd = openat(l->dir_fd, name, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
+    spare->fd = openat(l->dir_fd, name,
+                       O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
     l->spare_count += spare->fd >= 0;
     return spare->fd >= 0;
 }
@@ -233,12 +239,14 @@ static void on_timer(struct loop_timer *timer)
         ;
 }
 
-enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, int *ret_fd, struct error *e)
+enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, int *ret_fd,
+                   struct error *e)
 {
     if (l->spare_count == 0 && !spare_make(l))
         return error_errno(e, "make the output file of a sandbox");
     if (l->named_count == l->named_capacity)
-        l->named = mem_resize(l->named, l->named_capacity = MAX(l->named_capacity * 2, (size_t)16), sizeof(*l->named));
+        l->named = mem_resize(l->named, l->named_capacity = MAX(l->named_capacity * 2, (size_t)16),
+                              sizeof(*l->named));
     struct spare spare = l->spares[--l->spare_count];
     l->named[l->named_count++] = (struct named){function_id, sandbox_id, spare.number};
     if (!loop_timer_is_running(&l->timer))
@@ -248,7 +256,8 @@ enum err logs_open(struct logs *l, uint64_t function_id, uint64_t sandbox_id, in
 }
 
 /* Whole lines of a file from `offset` on; *offset moves behind them. The head may be a hole. */
-static void file_read_lines(int dir, uint64_t sandbox_id, off_t *offset, size_t bytes_max, struct buf *ret)
+static void file_read_lines(int dir, uint64_t sandbox_id, off_t *offset, size_t bytes_max,
+                            struct buf *ret)
 {
     char name[32];
     file_name(sandbox_id, name, sizeof(name));
@@ -268,7 +277,8 @@ static void file_read_lines(int dir, uint64_t sandbox_id, off_t *offset, size_t 
     }
     size_t bytes = (size_t)(st.st_size - *offset), got = 0, before = ret->bytes;
     char *place = buf_reserve(ret, bytes + 1);
-    for (ssize_t n; got < bytes && (n = pread(fd, place + got, bytes - got, *offset + (off_t)got)) > 0;)
+    for (ssize_t n;
+         got < bytes && (n = pread(fd, place + got, bytes - got, *offset + (off_t)got)) > 0;)
         got += (size_t)n;
     while (got > 0 && place[got - 1] != '\n')
         got--; /* the last line is being written */
@@ -282,7 +292,8 @@ static void file_read_lines(int dir, uint64_t sandbox_id, off_t *offset, size_t 
     }
 }
 
-void logs_tail(struct logs *l, uint64_t function_id, uint64_t sandbox_id, size_t bytes_max, struct buf *ret_text)
+void logs_tail(struct logs *l, uint64_t function_id, uint64_t sandbox_id, size_t bytes_max,
+               struct buf *ret_text)
 {
     names_give(l);
     cleanup(fd_close) int dir = function_dir(l, function_id);
@@ -321,7 +332,8 @@ struct line {
 static int compare_lines(const void *a, const void *b)
 {
     const struct line *x = a, *y = b;
-    int order = memcmp(x->text.data, y->text.data, MIN(STAMP_BYTES, MIN(x->text.bytes, y->text.bytes)));
+    int order =
+        memcmp(x->text.data, y->text.data, MIN(STAMP_BYTES, MIN(x->text.bytes, y->text.bytes)));
     return order != 0 ? order : x->order < y->order ? -1 : x->order > y->order;
 }
 
@@ -336,7 +348,8 @@ static void stamp_of(uint64_t ms, char *ret_stamp, size_t bytes)
 }
 
 /* Lines since the given places, merged by time. */
-static void lines_collect(int dir, const struct logs_query *q, struct file_place *places, size_t count, struct buf *ret)
+static void lines_collect(int dir, const struct logs_query *q, struct file_place *places,
+                          size_t count, struct buf *ret)
 {
     struct buf *texts = mem_new_array(count, sizeof(*texts));
     struct line *lines = NULL;
@@ -351,7 +364,8 @@ static void lines_collect(int dir, const struct logs_query *q, struct file_place
             if (line.bytes < STAMP_BYTES || strncmp(line.data, since, STAMP_BYTES) < 0)
                 continue;
             if (line_count == capacity)
-                lines = mem_resize(lines, capacity = MAX(capacity * 2, (size_t)256), sizeof(*lines));
+                lines =
+                    mem_resize(lines, capacity = MAX(capacity * 2, (size_t)256), sizeof(*lines));
             lines[line_count] = (struct line){line, places[i].sandbox_id, line_count};
             line_count++;
         }
@@ -434,7 +448,8 @@ void logs_get(struct logs *l, const struct logs_query *query)
     (void)snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", l->dir_fd, name);
     f->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     f->poll.on_ready = on_inotify;
-    if (f->inotify_fd < 0 || inotify_add_watch(f->inotify_fd, path, IN_MODIFY | IN_MOVED_TO | IN_ONLYDIR) < 0 ||
+    if (f->inotify_fd < 0 ||
+        inotify_add_watch(f->inotify_fd, path, IN_MODIFY | IN_MOVED_TO | IN_ONLYDIR) < 0 ||
         loop_poll_start(l->loop, &f->poll, f->inotify_fd, EPOLLIN, &e) != ERR_OK) {
         follower_send(f, true);
         follower_free(f);

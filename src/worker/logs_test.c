@@ -1,8 +1,9 @@
-/* logs_test.c - output of sandboxes: found, limited, followed, removed. Files are written as a sandbox's process 1 does. */
-#include "worker/logs.h"
+/* logs_test.c - output of sandboxes: found, limited, followed, removed. Files are written as a
+ * sandbox's process 1 does. */
 #include "base/limits.h"
 #include "test.h"
 #include "test_tree.h"
+#include "worker/logs.h"
 
 struct bench {
     struct loop *loop;
@@ -48,14 +49,16 @@ static void settle(struct bench *b)
 }
 
 /* Lines of one sandbox, one each second from `second` on. */
-static void say(struct bench *b, uint64_t function_id, uint64_t sandbox_id, int second, int count, const char *word)
+static void say(struct bench *b, uint64_t function_id, uint64_t sandbox_id, int second, int count,
+                const char *word)
 {
     struct error e = {0};
     int fd = -1;
     REQUIRE(logs_open(b->logs, function_id, sandbox_id, &fd, &e) == ERR_OK);
     for (int i = 0; i < count; i++) {
         char line[200];
-        int n = snprintf(line, sizeof(line), "2026-01-02T03:04:%02d.000000000Z stdout F %s %d\n", second + i, word, i);
+        int n = snprintf(line, sizeof(line), "2026-01-02T03:04:%02d.000000000Z stdout F %s %d\n",
+                         second + i, word, i);
         REQUIRE(write(fd, line, (size_t)n) == n);
     }
     (void)close(fd);
@@ -96,8 +99,10 @@ TEST(lines_of_all_sandboxes_come_in_the_order_of_their_times)
     CHECK_EQ(lines_in(&b), 6);
     CHECK(has(&b, "000000000000000a 2026-01-02T03:04:00.000000000Z stdout F first 0\n"));
     CHECK(!has(&b, "another"));
-    const char *a1 = memmem(b.got.data, b.got.bytes, "first 1", 7), *b0 = memmem(b.got.data, b.got.bytes, "second 0", 8);
-    const char *b1 = memmem(b.got.data, b.got.bytes, "second 1", 8), *a2 = memmem(b.got.data, b.got.bytes, "first 2", 7);
+    const char *a1 = memmem(b.got.data, b.got.bytes, "first 1", 7),
+               *b0 = memmem(b.got.data, b.got.bytes, "second 0", 8);
+    const char *b1 = memmem(b.got.data, b.got.bytes, "second 1", 8),
+               *a2 = memmem(b.got.data, b.got.bytes, "first 2", 7);
     CHECK(a1 != NULL && b0 != NULL && a2 != NULL && b1 != NULL && a1 < a2 && b0 < b1 && a1 < b1);
     end(&b);
 }
@@ -114,7 +119,8 @@ TEST(the_newest_lines_one_sandbox_and_a_time_can_be_asked_for)
     get(&b, (struct logs_query){.function_id = 7, .sandbox_id = 0xb});
     CHECK_EQ(lines_in(&b), 10);
     CHECK(!has(&b, "word"));
-    get(&b, (struct logs_query){.function_id = 7, .since_ms = UINT64_C(1767323045000)}); /* 03:04:05 */
+    get(&b,
+        (struct logs_query){.function_id = 7, .since_ms = UINT64_C(1767323045000)}); /* 03:04:05 */
     CHECK_EQ(lines_in(&b), 10);
     CHECK(has(&b, "word 5\n") && !has(&b, "word 4\n"));
     get(&b, (struct logs_query){.function_id = 99});
@@ -209,7 +215,8 @@ PROPERTY(damaged_files_are_survived)
     for (int i = 0; i < 3; i++)
         loop_run_once(b.loop, 1);
     b.got.bytes = 0;
-    logs_get(b.logs, &(struct logs_query){.request_id = 1, .function_id = 7, .lines = (uint32_t)rng_below(rng, 10)});
+    logs_get(b.logs, &(struct logs_query){
+                         .request_id = 1, .function_id = 7, .lines = (uint32_t)rng_below(rng, 10)});
     for (int i = 0; i < 3; i++)
         loop_run_once(b.loop, 1);
     CHECK_EQ(b.ends, 1);

@@ -12,7 +12,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define WRONG_PORT_PATIENCE_MS 3000u /* after it listened elsewhere: the right port may come yet */
+#define WRONG_PORT_PATIENCE_MS 3000u /* after it listened elsewhere: the right port may come yet \
+                                      */
 
 enum state { STATE_STARTING, STATE_READY, STATE_STOPPING, STATE_GONE, STATE_COUNT };
 #define TO(s) (1u << (s))
@@ -21,8 +22,10 @@ static const struct {
     unsigned next; /* the states that may follow */
     Dirigent__SandboxStatus__State wire;
 } states[STATE_COUNT] = {
-    [STATE_STARTING] = {"starting", TO(STATE_READY) | TO(STATE_STOPPING) | TO(STATE_GONE), DIRIGENT__SANDBOX_STATUS__STATE__STARTING},
-    [STATE_READY] = {"ready", TO(STATE_STOPPING) | TO(STATE_GONE), DIRIGENT__SANDBOX_STATUS__STATE__READY},
+    [STATE_STARTING] = {"starting", TO(STATE_READY) | TO(STATE_STOPPING) | TO(STATE_GONE),
+                        DIRIGENT__SANDBOX_STATUS__STATE__STARTING},
+    [STATE_READY] = {"ready", TO(STATE_STOPPING) | TO(STATE_GONE),
+                     DIRIGENT__SANDBOX_STATUS__STATE__READY},
     [STATE_STOPPING] = {"stopping", TO(STATE_GONE), DIRIGENT__SANDBOX_STATUS__STATE__STOPPING},
     [STATE_GONE] = {"gone", 0, DIRIGENT__SANDBOX_STATUS__STATE__GONE},
 };
@@ -32,7 +35,8 @@ enum version_state { VERSION_NEW, VERSION_CODE, VERSION_TEMPLATE, VERSION_READY 
 struct version {
     uint64_t function_id;
     uint32_t number;
-    Dirigent__VersionSpec *spec; /* NULL: adopted from the launcher, and not told yet by the control plane */
+    Dirigent__VersionSpec
+        *spec; /* NULL: adopted from the launcher, and not told yet by the control plane */
     enum version_state state;
     struct list sandboxes;
     uint32_t sandbox_count;
@@ -45,7 +49,7 @@ struct sandbox {
     struct list of_version;
     uint64_t id;
     enum state state;
-    bool launched;           /* the launcher knows it */
+    bool launched; /* the launcher knows it */
     bool stop_ordered;
     Dirigent__GoneReason kill_reason; /* why we killed it ourselves */
     uint16_t wrong_port;
@@ -88,7 +92,8 @@ static void status_fill(const struct sandbox *s, Dirigent__SandboxStatus *m)
 static void sandbox_move(struct sandbox *s, enum state to)
 {
     assert((states[s->state].next & TO(to)) != 0);
-    log_debug("sandbox.state", LOG_U64("id", s->id), LOG_STR("from", states[s->state].name), LOG_STR("to", states[to].name));
+    log_debug("sandbox.state", LOG_U64("id", s->id), LOG_STR("from", states[s->state].name),
+              LOG_STR("to", states[to].name));
     s->state = to;
 }
 
@@ -96,7 +101,8 @@ static void version_end(struct node *n, struct version *v)
 {
     if (!v->dropped || v->sandbox_count > 0)
         return;
-    struct launcher_command drop = {.kind = LAUNCHER_TEMPLATE_DROP, .function_id = v->function_id, .version = v->number};
+    struct launcher_command drop = {
+        .kind = LAUNCHER_TEMPLATE_DROP, .function_id = v->function_id, .version = v->number};
     launcher_client_send(n->options.launcher, &drop, NULL, NULL, 0);
     (void)map_remove(&n->versions, version_key(v->function_id, v->number));
     if (v->spec != NULL)
@@ -122,8 +128,11 @@ static void sandbox_end(struct sandbox *s, const struct ending *why)
     status_fill(s, &m);
     if (failed && s->launched) {
         logs_tail(n->options.logs, s->version->function_id, s->id, EXIT_OUTPUT_BYTES_MAX, &output);
-        log_warn("sandbox.failed", LOG_U64("id", s->id), LOG_U64("function", s->version->function_id),
-                 LOG_STR("reason", protobuf_c_enum_descriptor_get_value(&dirigent__gone_reason__descriptor, (int)why->reason)->name),
+        log_warn("sandbox.failed", LOG_U64("id", s->id),
+                 LOG_U64("function", s->version->function_id),
+                 LOG_STR("reason", protobuf_c_enum_descriptor_get_value(
+                                       &dirigent__gone_reason__descriptor, (int)why->reason)
+                                       ->name),
                  LOG_STR("detail", why->detail));
     }
     n->counts.failed_total += failed;
@@ -154,7 +163,8 @@ static void kill_now(struct sandbox *s)
 
 /* ---- versions ---- */
 
-static void version_failed(struct node *n, struct version *v, Dirigent__GoneReason reason, const char *why)
+static void version_failed(struct node *n, struct version *v, Dirigent__GoneReason reason,
+                           const char *why)
 {
     struct ending ending = {.reason = reason, .detail = why};
     v->state = VERSION_NEW; /* the next start tries again */
@@ -170,12 +180,15 @@ static void strings_put(struct buf *b, const char *text)
     buf_append(b, text, strlen(text) + 1);
 }
 
-/* The environment: what the platform promises first, then the user's, who may override all but PORT. */
+/* The environment: what the platform promises first, then the user's, who may override all but
+ * PORT. */
 static uint32_t environment_put(const Dirigent__VersionSpec *spec, struct buf *strings)
 {
     static const struct {
         const char *name, *value;
-    } defaults[] = {{"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, {"HOME", "/tmp"}, {"TMPDIR", "/tmp"},
+    } defaults[] = {{"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+                    {"HOME", "/tmp"},
+                    {"TMPDIR", "/tmp"},
                     {"LANG", "C.UTF-8"}};
     uint32_t count = 0;
     for (size_t i = 0; i < ARRAY_COUNT(defaults); i++) {
@@ -214,23 +227,25 @@ static void template_order(struct node *n, struct version *v, int dir_fd)
     uint32_t envc = environment_put(spec, &strings);
     strings_put(&strings, spec->function_name);
     if (strings.bytes + sizeof(struct launcher_command) > LAUNCHER_PACKET_BYTES_MAX) {
-        version_failed(n, v, DIRIGENT__GONE_REASON__GONE_INTERNAL, "command and environment are too large");
+        version_failed(n, v, DIRIGENT__GONE_REASON__GONE_INTERNAL,
+                       "command and environment are too large");
         return;
     }
-    struct launcher_command c = {.kind = LAUNCHER_TEMPLATE,
-                                 .template = {.function_id = v->function_id,
-                                              .version = v->number,
-                                              .argc = (uint32_t)spec->n_command,
-                                              .envc = envc,
-                                              .strings_bytes = (uint32_t)strings.bytes,
-                                              .memory_bytes = spec->memory_bytes,
-                                              .tmp_bytes = spec->tmp_bytes,
-                                              .cpu_milli = spec->cpu_milli,
-                                              .pids_max = spec->pids_max,
-                                              .port = (uint16_t)spec->port,
-                                              .network_none = spec->network == DIRIGENT__NETWORK__NETWORK_NONE,
-                                              .has_code = dir_fd >= 0,
-                                              .start_deadline_ms = spec->start_deadline_ms}};
+    struct launcher_command c = {
+        .kind = LAUNCHER_TEMPLATE,
+        .template = {.function_id = v->function_id,
+                     .version = v->number,
+                     .argc = (uint32_t)spec->n_command,
+                     .envc = envc,
+                     .strings_bytes = (uint32_t)strings.bytes,
+                     .memory_bytes = spec->memory_bytes,
+                     .tmp_bytes = spec->tmp_bytes,
+                     .cpu_milli = spec->cpu_milli,
+                     .pids_max = spec->pids_max,
+                     .port = (uint16_t)spec->port,
+                     .network_none = spec->network == DIRIGENT__NETWORK__NETWORK_NONE,
+                     .has_code = dir_fd >= 0,
+                     .start_deadline_ms = spec->start_deadline_ms}};
     v->state = VERSION_TEMPLATE;
     launcher_client_send(n->options.launcher, &c, strings.data, &dir_fd, dir_fd >= 0 ? 1 : 0);
 }
@@ -250,7 +265,8 @@ static void version_build(struct node *n, struct version *v)
     else if (err == ERR_MORE)
         v->state = VERSION_CODE;
     else
-        version_failed(n, v, DIRIGENT__GONE_REASON__GONE_CODE_UNAVAILABLE, "the digest of the code is not valid");
+        version_failed(n, v, DIRIGENT__GONE_REASON__GONE_CODE_UNAVAILABLE,
+                       "the digest of the code is not valid");
 }
 
 static struct version *version_new(struct node *n, uint64_t function_id, uint32_t number)
@@ -280,7 +296,8 @@ static void older_drop(struct node *n, const struct version *newer)
         size_t cursor = 0;
         again = false;
         for (struct version *v; !again && (v = map_next(&n->versions, &cursor)) != NULL;)
-            if (v->function_id == newer->function_id && v->number + 1 < newer->number && !v->dropped) {
+            if (v->function_id == newer->function_id && v->number + 1 < newer->number &&
+                !v->dropped) {
                 v->dropped = again = true;
                 version_end(n, v);
             }
@@ -319,7 +336,8 @@ void node_code_ready(struct node *n, const char *digest, enum err err, int dir_f
         size_t cursor = 0;
         again = false;
         for (struct version *v; !again && (v = map_next(&n->versions, &cursor)) != NULL;) {
-            if (v->state != VERSION_CODE || v->spec == NULL || strcmp(v->spec->code_digest, digest) != 0)
+            if (v->state != VERSION_CODE || v->spec == NULL ||
+                strcmp(v->spec->code_digest, digest) != 0)
                 continue;
             again = true; /* the map may change */
             if (err == ERR_OK)
@@ -345,9 +363,12 @@ static void on_timer(struct loop_timer *timer)
 {
     struct sandbox *s = container_of(timer, struct sandbox, timer);
     if (s->state == STATE_STARTING) {
-        s->kill_reason = s->wrong_port != 0 ? DIRIGENT__GONE_REASON__GONE_WRONG_PORT : DIRIGENT__GONE_REASON__GONE_START_TIMEOUT;
+        s->kill_reason = s->wrong_port != 0 ? DIRIGENT__GONE_REASON__GONE_WRONG_PORT
+                                            : DIRIGENT__GONE_REASON__GONE_START_TIMEOUT;
         if (!s->launched) { /* it waits for code or template */
-            sandbox_end(s, &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_CODE_UNAVAILABLE, .detail = "the code or its root was not ready in time"});
+            sandbox_end(s,
+                        &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_CODE_UNAVAILABLE,
+                                         .detail = "the code or its root was not ready in time"});
             return;
         }
     }
@@ -360,10 +381,14 @@ static void launch(struct sandbox *s)
     struct error e = {0};
     cleanup(fd_close) int fd = -1;
     if (logs_open(n->options.logs, s->version->function_id, s->id, &fd, &e) != ERR_OK) {
-        sandbox_end(s, &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_NO_ROOM, .detail = e.text});
+        sandbox_end(
+            s, &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_NO_ROOM, .detail = e.text});
         return;
     }
-    struct launcher_command c = {.kind = LAUNCHER_START, .sandbox_id = s->id, .function_id = s->version->function_id, .version = s->version->number};
+    struct launcher_command c = {.kind = LAUNCHER_START,
+                                 .sandbox_id = s->id,
+                                 .function_id = s->version->function_id,
+                                 .version = s->version->number};
     s->launched = true;
     n->counts.started_total++;
     launcher_client_send(n->options.launcher, &c, NULL, &fd, 1);
@@ -397,11 +422,14 @@ void node_start(struct node *n, uint64_t id, uint64_t function_id, uint32_t numb
         v = version_new(n, function_id, number);
     struct sandbox *s = sandbox_new(n, v, id);
     if (v->spec == NULL || n->emptying) {
-        sandbox_end(s, &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_INTERNAL,
-                                        .detail = n->emptying ? "the worker is stopping" : "the worker was not told about this version"});
+        sandbox_end(s, &(struct ending){
+                           .reason = DIRIGENT__GONE_REASON__GONE_INTERNAL,
+                           .detail = n->emptying ? "the worker is stopping"
+                                                 : "the worker was not told about this version"});
         return;
     }
-    timer_after(s, v->spec->start_deadline_ms > 0 ? v->spec->start_deadline_ms : START_DEADLINE_MS_DEFAULT);
+    timer_after(s, v->spec->start_deadline_ms > 0 ? v->spec->start_deadline_ms
+                                                  : START_DEADLINE_MS_DEFAULT);
     if (v->state == VERSION_READY)
         launch(s);
     else
@@ -415,7 +443,8 @@ void node_stop(struct node *n, uint64_t id, uint32_t grace_ms)
         return;
     s->stop_ordered = true;
     if (!s->launched) {
-        sandbox_end(s, &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_STOPPED, .detail = ""});
+        sandbox_end(s,
+                    &(struct ending){.reason = DIRIGENT__GONE_REASON__GONE_STOPPED, .detail = ""});
         return;
     }
     if (s->state != STATE_STOPPING)
@@ -451,7 +480,8 @@ static void address_set(struct sandbox *s, const struct launcher_event *e)
     char text[INET_ADDRSTRLEN] = "";
     (void)inet_ntop(AF_INET, &ip, text, sizeof(text));
     (void)snprintf(s->address, sizeof(s->address), "%s:%u", text, e->port);
-    (void)snprintf(s->host_address, sizeof(s->host_address), "%s:%u", s->node->options.address, e->host_port);
+    (void)snprintf(s->host_address, sizeof(s->host_address), "%s:%u", s->node->options.address,
+                   e->host_port);
     s->started_at_ms = e->started_at_ms;
     s->create_us = e->create_us;
     s->exec_us = e->exec_us;
@@ -523,7 +553,8 @@ static void on_adopted(struct node *n, const struct launcher_event *e)
         sandbox_move(s, STATE_READY);
         return;
     }
-    s->stop_ordered = true; /* whoever ordered it may have forgotten it: a new one starts faster than we find out */
+    s->stop_ordered = true; /* whoever ordered it may have forgotten it: a new one starts faster
+                               than we find out */
     sandbox_move(s, STATE_STOPPING);
     kill_now(s);
 }
@@ -552,9 +583,11 @@ void node_launcher_event(struct node *n, const struct launcher_event *e)
         break;
     case LAUNCHER_START_FAILED:
         if (s != NULL)
-            sandbox_end(s, &(struct ending){.reason = s->stop_ordered     ? DIRIGENT__GONE_REASON__GONE_STOPPED
-                                                      : e->exec_errno != 0 ? DIRIGENT__GONE_REASON__GONE_EXEC_FAILED
-                                                                           : DIRIGENT__GONE_REASON__GONE_INTERNAL,
+            sandbox_end(s, &(struct ending){.reason = s->stop_ordered
+                                                          ? DIRIGENT__GONE_REASON__GONE_STOPPED
+                                                      : e->exec_errno != 0
+                                                          ? DIRIGENT__GONE_REASON__GONE_EXEC_FAILED
+                                                          : DIRIGENT__GONE_REASON__GONE_INTERNAL,
                                             .detail = e->text});
         break;
     case LAUNCHER_STATUS:
@@ -569,7 +602,8 @@ void node_launcher_event(struct node *n, const struct launcher_event *e)
 
 /* ---- views ---- */
 
-void node_each(const struct node *n, void (*each)(void *user, const Dirigent__SandboxStatus *status), void *user)
+void node_each(const struct node *n,
+               void (*each)(void *user, const Dirigent__SandboxStatus *status), void *user)
 {
     size_t cursor = 0;
     for (const struct sandbox *s; (s = map_next(&n->sandboxes, &cursor)) != NULL;) {

@@ -1,8 +1,9 @@
-/* node.h - versions and sandboxes of one worker: what the control plane orders, what the launcher tells, what is reported. Loop thread only.
- * Its neighbours are the launcher client, the code store, the logs, and one way to report; it owns none of them.
+/* node.h - versions and sandboxes of one worker: what the control plane orders, what the launcher
+ * tells, what is reported. Loop thread only. Its neighbours are the launcher client, the code
+ * store, the logs, and one way to report; it owns none of them.
  *
- * Version: waiting for code -> template being built -> ready; a failure fails its waiting sandboxes, and the next start tries again.
- * Sandbox: states[] in node.c. */
+ * Version: waiting for code -> template being built -> ready; a failure fails its waiting
+ * sandboxes, and the next start tries again. Sandbox: states[] in node.c. */
 #pragma once
 #include "base/base.h"
 #include "dirigent.pb-c.h"
@@ -36,7 +37,8 @@ void node_launcher_event(struct node *n, const struct launcher_event *event);
 void node_code_ready(struct node *n, const char *digest, enum err err, int dir_fd, const char *why);
 bool node_uses_code(const struct node *n, const char *digest);
 /* Calls `each` for every live sandbox, as for a Hello. */
-void node_each(const struct node *n, void (*each)(void *user, const Dirigent__SandboxStatus *status), void *user);
+void node_each(const struct node *n,
+               void (*each)(void *user, const Dirigent__SandboxStatus *status), void *user);
 struct node_counts {
     uint32_t versions, starting, ready, stopping;
     uint64_t started_total, failed_total;

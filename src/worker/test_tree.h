@@ -30,7 +30,8 @@ static inline void test_tree_remove(int dir, const char *name)
 /* In memory where there is a place for it: what is tested syncs its files. */
 static inline bool test_tree_new(const char *name, char *ret_path, size_t bytes)
 {
-    (void)snprintf(ret_path, bytes, "%s/%s-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", name);
+    (void)snprintf(ret_path, bytes, "%s/%s-XXXXXX",
+                   access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", name);
     return mkdtemp(ret_path) != NULL;
 }
 

@@ -1,5 +1,6 @@
-/* unpack.c - one walk over an archive; writing is optional. Every path is resolved with openat2(2) beneath the target, following no
- * links, so that even a check that was wrong cannot write elsewhere. */
+/* unpack.c - one walk over an archive; writing is optional. Every path is resolved with openat2(2)
+ * beneath the target, following no links, so that even a check that was wrong cannot write
+ * elsewhere. */
 #include "worker/unpack.h"
 #include "base/hash.h"
 #include "base/limits.h"
@@ -37,8 +38,13 @@ static bool utf8_is_sound(const char *text)
 {
     const unsigned char *at = (const unsigned char *)text;
     while (*at != 0) {
-        unsigned more = *at < 0x80 ? 0 : *at >= 0xc2 && *at < 0xe0 ? 1 : *at >= 0xe0 && *at < 0xf0 ? 2 : *at >= 0xf0 && *at < 0xf5 ? 3 : 4;
-        if (more == 4 || (*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] > 0x9f) || (*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] > 0x8f))
+        unsigned more = *at < 0x80                  ? 0
+                        : *at >= 0xc2 && *at < 0xe0 ? 1
+                        : *at >= 0xe0 && *at < 0xf0 ? 2
+                        : *at >= 0xf0 && *at < 0xf5 ? 3
+                                                    : 4;
+        if (more == 4 || (*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] > 0x9f) ||
+            (*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] > 0x8f))
             return false;
         for (at++; more > 0; more--, at++)
             if ((*at & 0xc0) != 0x80)
@@ -47,7 +53,8 @@ static bool utf8_is_sound(const char *text)
     return true;
 }
 
-/* A name as a sentence can carry it, into JSON and onto terminals: what is no printable ASCII becomes '?', unless all of it is sound UTF-8 (and short). */
+/* A name as a sentence can carry it, into JSON and onto terminals: what is no printable ASCII
+ * becomes '?', unless all of it is sound UTF-8 (and short). */
 static void name_show(const char *name, char *ret_text, size_t bytes)
 {
     size_t length = strnlen(name, bytes - 1);
@@ -84,7 +91,8 @@ static enum err path_clean(struct walk *w, const char *path, char *ret_path)
     size_t out = 0;
     unsigned depth = 0;
     if (path == NULL || path[0] == '\0')
-        return refuse(w, "", "has no name, or one that is not the UTF-8 that the archive says it is");
+        return refuse(w, "",
+                      "has no name, or one that is not the UTF-8 that the archive says it is");
     if (path[0] == '/')
         return refuse(w, path, "has an absolute path");
     if (strlen(path) > CODE_PATH_BYTES_MAX)
@@ -109,8 +117,9 @@ static enum err path_clean(struct walk *w, const char *path, char *ret_path)
     return ERR_OK;
 }
 
-/* Where a symbolic link at `path` leads, by its text alone: it must stay in the tree. The directories above it are no links (parents_make()), so
- * leading '..' lead where the text says. Behind a name that is a link itself they would not: refused. */
+/* Where a symbolic link at `path` leads, by its text alone: it must stay in the tree. The
+ * directories above it are no links (parents_make()), so leading '..' lead where the text says.
+ * Behind a name that is a link itself they would not: refused. */
 static enum err link_check(struct walk *w, const char *path, const char *target)
 {
     if (target == NULL || target[0] == '\0')
@@ -127,7 +136,9 @@ static enum err link_check(struct walk *w, const char *path, const char *target)
         size_t bytes = strcspn(at, "/");
         if (bytes == 2 && at[0] == '.' && at[1] == '.') {
             if (named)
-                return refuse(w, path, "is a symbolic link with '..' behind a name; only at its beginning is it clear where that leads");
+                return refuse(w, path,
+                              "is a symbolic link with '..' behind a name; only at its beginning "
+                              "is it clear where that leads");
             if (--depth < 0)
                 return refuse(w, path, "is a symbolic link that leads out of the archive");
         } else if (bytes > 0 && !(bytes == 1 && at[0] == '.')) {
@@ -152,11 +163,13 @@ static void seen_put(struct walk *w, const char *path, enum seen what)
 static enum err entry_count(struct walk *w)
 {
     if (++w->entries > CODE_ENTRIES_MAX)
-        return error_field(w->e, ERR_INVALID, "code", "the archive has more than %u files and directories", CODE_ENTRIES_MAX);
+        return error_field(w->e, ERR_INVALID, "code",
+                           "the archive has more than %u files and directories", CODE_ENTRIES_MAX);
     return ERR_OK;
 }
 
-/* All directories above `path` must be directories; those that the archive does not name are made. */
+/* All directories above `path` must be directories; those that the archive does not name are made.
+ */
 static enum err parents_make(struct walk *w, const char *path)
 {
     char parent[CODE_PATH_BYTES_MAX + 1];
@@ -180,7 +193,10 @@ static enum err parents_make(struct walk *w, const char *path)
 
 static int open_beneath(int dir, const char *path, uint64_t flags, mode_t mode)
 {
-    struct open_how how = {.flags = flags | O_CLOEXEC, .mode = mode, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    struct open_how how = {.flags = flags | O_CLOEXEC,
+                           .mode = mode,
+                           .resolve =
+                               RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
     return (int)syscall(SYS_openat2, dir, path, &how, sizeof(how));
 }
 
@@ -204,7 +220,8 @@ static enum err archive_failed(struct walk *w, const char *doing)
     name_show(text != NULL ? text : "no reason given", why, sizeof(why));
     if (archive_errno(w->archive) == ENOMEM)
         return error_set(w->e, ERR_NO_MEMORY, "%s: out of memory", shown);
-    return error_field(w->e, ERR_INVALID, "code", "the archive is damaged or incomplete (%s: %s)", shown, why);
+    return error_field(w->e, ERR_INVALID, "code", "the archive is damaged or incomplete (%s: %s)",
+                       shown, why);
 }
 
 static bool write_at(int fd, const char *data, size_t bytes, off_t offset)
@@ -214,7 +231,8 @@ static bool write_at(int fd, const char *data, size_t bytes, off_t offset)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return false; /* a disk that fills up takes a part first, and says why at the next try */
+            return false; /* a disk that fills up takes a part first, and says why at the next try
+                           */
         data += n;
         bytes -= (size_t)n;
         offset += n;
@@ -262,7 +280,8 @@ static enum err file_take(struct walk *w, const char *path, mode_t mode, uint64_
     seen_put(w, path, SEEN_FILE);
     cleanup(fd_close) int fd = -1;
     if (w->into_fd >= 0) {
-        fd = open_beneath(w->into_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, (mode & 0111) != 0 ? 0755 : 0644);
+        fd = open_beneath(w->into_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW,
+                          (mode & 0111) != 0 ? 0755 : 0644);
         if (fd < 0)
             return failed(w, path, "write");
     }
@@ -335,7 +354,10 @@ static enum err entry_take(struct walk *w, struct archive_entry *entry)
     if (hardlink != NULL)
         return hardlink_take(w, path, hardlink);
     if (S_ISREG(mode))
-        return file_take(w, path, mode, archive_entry_size_is_set(entry) ? (uint64_t)MAX(archive_entry_size(entry), (la_int64_t)0) : 0);
+        return file_take(w, path, mode,
+                         archive_entry_size_is_set(entry)
+                             ? (uint64_t)MAX(archive_entry_size(entry), (la_int64_t)0)
+                             : 0);
     if (S_ISDIR(mode))
         return directory_take(w, path);
     if (S_ISLNK(mode))
@@ -364,7 +386,8 @@ static enum err walk_open(struct walk *w)
     if (w->archive_bytes == 0)
         return error_field(w->e, ERR_INVALID, "code", "the archive is empty: 0 bytes");
     if (w->archive_bytes > CODE_ARCHIVE_BYTES_MAX)
-        return error_field(w->e, ERR_TOO_LARGE, "code", "the archive is larger than %llu MiB", (unsigned long long)(CODE_ARCHIVE_BYTES_MAX / MIB));
+        return error_field(w->e, ERR_TOO_LARGE, "code", "the archive is larger than %llu MiB",
+                           (unsigned long long)(CODE_ARCHIVE_BYTES_MAX / MIB));
     if (lseek(w->archive_fd, 0, SEEK_SET) < 0)
         return error_errno(w->e, "read the archive");
     w->archive = archive_read_new();
@@ -377,17 +400,21 @@ static enum err walk_open(struct walk *w)
     (void)archive_read_support_format_tar(w->archive);
     (void)archive_read_support_format_zip_seekable(w->archive);
     if (archive_read_open_fd(w->archive, w->archive_fd, BLOCK_BYTES) != ARCHIVE_OK)
-        return error_field(w->e, ERR_INVALID, "code", "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip%s",
-                           begins_like_text(w->archive_fd) ? "; it looks like text" : "");
+        return error_field(
+            w->e, ERR_INVALID, "code",
+            "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip%s",
+            begins_like_text(w->archive_fd) ? "; it looks like text" : "");
     return ERR_OK;
 }
 
-/* A tar ends in blocks of zeros. One that was cut between two entries would look whole otherwise. */
+/* A tar ends in blocks of zeros. One that was cut between two entries would look whole otherwise.
+ */
 static enum err end_check(struct walk *w)
 {
     bool is_tar = (archive_format(w->archive) & ARCHIVE_FORMAT_BASE_MASK) == ARCHIVE_FORMAT_TAR;
     if (is_tar && archive_filter_bytes(w->archive, 0) == archive_read_header_position(w->archive))
-        return error_field(w->e, ERR_INVALID, "code", "the archive is incomplete: a tar must end in a block of zeros");
+        return error_field(w->e, ERR_INVALID, "code",
+                           "the archive is incomplete: a tar must end in a block of zeros");
     return ERR_OK;
 }
 
@@ -400,8 +427,10 @@ static enum err walk_run(struct walk *w)
             break;
         bool sound = result == ARCHIVE_OK || result == ARCHIVE_WARN;
         if (!sound && w->entries == 0)
-            return error_field(w->e, ERR_INVALID, "code", "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip%s",
-                               begins_like_text(w->archive_fd) ? "; it looks like text" : "");
+            return error_field(
+                w->e, ERR_INVALID, "code",
+                "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip%s",
+                begins_like_text(w->archive_fd) ? "; it looks like text" : "");
         if (!sound)
             return archive_failed(w, "read the next entry");
         enum err err = entry_take(w, entry);
@@ -416,7 +445,8 @@ static enum err walk_run(struct walk *w)
 static enum err walk(int fd, int into_fd, struct unpack_counts *ret_counts, struct error *e)
 {
     struct walk w = {.archive_fd = fd, .into_fd = into_fd, .e = e};
-    /* libarchive turns names that are marked as UTF-8 into the locale's: in "C", ours, they would be lost. */
+    /* libarchive turns names that are marked as UTF-8 into the locale's: in "C", ours, they would
+     * be lost. */
     locale_t utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0), before = uselocale(utf8);
     enum err err = walk_open(&w);
     if (err == ERR_OK)
@@ -452,7 +482,11 @@ void unpack_restrict(int into_fd)
     static const struct {
         int resource;
         rlim_t value;
-    } limits[] = {{RLIMIT_CPU, 120}, {RLIMIT_AS, 4 * GIB}, {RLIMIT_FSIZE, CODE_UNPACKED_BYTES_MAX}, {RLIMIT_CORE, 0}, {RLIMIT_NPROC, 0}};
+    } limits[] = {{RLIMIT_CPU, 120},
+                  {RLIMIT_AS, 4 * GIB},
+                  {RLIMIT_FSIZE, CODE_UNPACKED_BYTES_MAX},
+                  {RLIMIT_CORE, 0},
+                  {RLIMIT_NPROC, 0}};
     for (size_t i = 0; i < ARRAY_COUNT(limits); i++) {
         struct rlimit limit = {limits[i].value, limits[i].value};
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

@@ -1,10 +1,11 @@
-/* unpack_test.c - archives of every kind, made here with libarchive: what is good comes out as it should, everything else is refused with a sentence that
- * names it, alike by the check of an upload and by the unpacking. */
-#include "worker/unpack.h"
+/* unpack_test.c - archives of every kind, made here with libarchive: what is good comes out as it
+ * should, everything else is refused with a sentence that names it, alike by the check of an upload
+ * and by the unpacking. */
 #include "base/limits.h"
 #include "base/str.h"
 #include "test.h"
 #include "worker/test_tree.h"
+#include "worker/unpack.h"
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
@@ -54,7 +55,8 @@ static struct maker maker_begin(enum kind kind)
     case KIND_COUNT:
         break;
     }
-    (void)(kind == ZIP ? archive_write_set_format_zip(m.archive) : archive_write_set_format_pax_restricted(m.archive));
+    (void)(kind == ZIP ? archive_write_set_format_zip(m.archive)
+                       : archive_write_set_format_pax_restricted(m.archive));
     REQUIRE(archive_write_open_fd(m.archive, m.fd) == ARCHIVE_OK);
     return m;
 }
@@ -80,8 +82,10 @@ static void maker_add(struct maker *m, const struct item *item)
     if (S_ISCHR(item->mode) || S_ISBLK(item->mode))
         archive_entry_set_rdev(entry, makedev(1, 3));
     archive_entry_set_size(entry, (la_int64_t)bytes);
-    REQUIRE(archive_write_header(m->archive, entry) >= ARCHIVE_WARN); /* it warns of names that are no UTF-8 */
-    REQUIRE(bytes == 0 || archive_write_data(m->archive, item->content, bytes) == (la_ssize_t)bytes);
+    REQUIRE(archive_write_header(m->archive, entry) >=
+            ARCHIVE_WARN); /* it warns of names that are no UTF-8 */
+    REQUIRE(bytes == 0 ||
+            archive_write_data(m->archive, item->content, bytes) == (la_ssize_t)bytes);
     archive_entry_free(entry);
 }
 
@@ -112,7 +116,8 @@ static struct buf bytes_of(int fd)
     struct buf b = {0};
     struct stat st;
     REQUIRE(fstat(fd, &st) == 0);
-    REQUIRE(pread(fd, buf_reserve(&b, (size_t)st.st_size + 1), (size_t)st.st_size, 0) == st.st_size);
+    REQUIRE(pread(fd, buf_reserve(&b, (size_t)st.st_size + 1), (size_t)st.st_size, 0) ==
+            st.st_size);
     b.bytes = (size_t)st.st_size;
     return b;
 }
@@ -146,7 +151,9 @@ static char *place_list(const struct place *p)
 {
     char command[256];
     struct buf text = {0};
-    (void)snprintf(command, sizeof(command), "cd '%s' && find . -mindepth 1 -printf '%%y %%m %%P\\n' | LC_ALL=C sort -k3", p->path);
+    (void)snprintf(command, sizeof(command),
+                   "cd '%s' && find . -mindepth 1 -printf '%%y %%m %%P\\n' | LC_ALL=C sort -k3",
+                   p->path);
     FILE *pipe = popen(command, "r");
     REQUIRE(pipe != NULL);
     for (size_t n; (n = fread(buf_reserve(&text, 4096), 1, 4096, pipe)) > 0;)
@@ -188,9 +195,10 @@ static void check_refused(int fd, enum err err, const char *sentence)
     fd_close(&fd);
 }
 
-#define REFUSED(sentence, ...)                                                                                                                       \
-    check_refused(archive_of(TAR, (const struct item[]){__VA_ARGS__}, sizeof((const struct item[]){__VA_ARGS__}) / sizeof(struct item)), ERR_INVALID, \
-                  sentence)
+#define REFUSED(sentence, ...)                                                                  \
+    check_refused(archive_of(TAR, (const struct item[]){__VA_ARGS__},                           \
+                             sizeof((const struct item[]){__VA_ARGS__}) / sizeof(struct item)), \
+                  ERR_INVALID, sentence)
 
 /* ---- what is good ---- */
 
@@ -217,7 +225,8 @@ TEST(a_good_tree_comes_out_of_every_kind_of_archive)
         cleanup(fd_close) int fd = archive_of(kind, good, ARRAY_COUNT(good));
         if (unpack_both(fd, &p, &e) != ERR_OK)
             test_fail(__FILE__, __LINE__, "kind %d: %s", (int)kind, e.text);
-        char *list cleanup(free_pointer) = place_list(&p), *app cleanup(free_pointer) = content_of(&p, "app.py");
+        char *list cleanup(free_pointer) = place_list(&p),
+                   *app cleanup(free_pointer) = content_of(&p, "app.py");
         char *through cleanup(free_pointer) = content_of(&p, "deep/up/run");
         CHECK_STR(list, "d 755 into\n"
                         "f 644 into/...\n"
@@ -268,13 +277,16 @@ TEST(set_id_bits_owners_and_times_are_dropped)
 
 TEST(hard_links_are_one_file)
 {
-    static const struct item items[] = {{"a/one", S_IFREG | 0755, "same", NULL}, {"two", 0, NULL, "./a//one"}, {"a/three", 0, NULL, "two"}};
+    static const struct item items[] = {{"a/one", S_IFREG | 0755, "same", NULL},
+                                        {"two", 0, NULL, "./a//one"},
+                                        {"a/three", 0, NULL, "two"}};
     struct place p cleanup(place_done) = place_new();
     struct error e = {0};
     struct stat one, three;
     cleanup(fd_close) int fd = archive_of(TAR, items, ARRAY_COUNT(items));
     CHECK_EQ(unpack_both(fd, &p, &e), ERR_OK);
-    REQUIRE(fstatat(p.into_fd, "a/one", &one, 0) == 0 && fstatat(p.into_fd, "a/three", &three, 0) == 0);
+    REQUIRE(fstatat(p.into_fd, "a/one", &one, 0) == 0 &&
+            fstatat(p.into_fd, "a/three", &three, 0) == 0);
     CHECK_EQ(one.st_ino, three.st_ino);
     CHECK_EQ(one.st_nlink, 3);
 }
@@ -285,7 +297,8 @@ TEST(names_in_any_script_come_out_as_they_are)
     for (int way = 0; way < 3; way++) {
         struct place p cleanup(place_done) = place_new();
         struct error e = {0};
-        (void)setlocale(LC_CTYPE, way == 0 ? "C" : "C.UTF-8"); /* of who makes the archive; ours is always C */
+        (void)setlocale(
+            LC_CTYPE, way == 0 ? "C" : "C.UTF-8"); /* of who makes the archive; ours is always C */
         struct maker m = maker_begin(way == 2 ? ZIP : TAR);
         static const char name[] = "größe/日本.py";
         for (int i = 0; i < (way == 2 ? 2 : 3); i++) {
@@ -328,7 +341,8 @@ TEST(a_sparse_file_keeps_its_holes_also_the_last)
     archive_entry_sparse_add_entry(entry, 1 << 20, sizeof(block));
     REQUIRE(archive_write_header(m.archive, entry) == ARCHIVE_OK);
     static char zeros[1 << 20];
-    REQUIRE(archive_write_data(m.archive, zeros, sizeof(zeros)) >= 0 && archive_write_data(m.archive, block, sizeof(block)) >= 0);
+    REQUIRE(archive_write_data(m.archive, zeros, sizeof(zeros)) >= 0 &&
+            archive_write_data(m.archive, block, sizeof(block)) >= 0);
     REQUIRE(archive_write_data(m.archive, zeros, sizeof(zeros)) >= 0);
     archive_entry_free(entry);
     cleanup(fd_close) int fd = maker_end(&m);
@@ -342,7 +356,9 @@ TEST(a_sparse_file_keeps_its_holes_also_the_last)
 
 TEST(a_name_in_an_old_encoding_keeps_its_bytes)
 {
-    static const struct item items[] = {{"gr\xf6\xdf" "e", 0, "x", NULL}};
+    static const struct item items[] = {{"gr\xf6\xdf"
+                                         "e",
+                                         0, "x", NULL}};
     for (int zip = 0; zip < 2; zip++) {
         struct place p cleanup(place_done) = place_new();
         struct error e = {0};
@@ -366,11 +382,16 @@ TEST(what_is_no_archive_is_refused)
 {
     check_refused(archive_of_bytes("", 0), ERR_INVALID, "the archive is empty: 0 bytes");
     check_refused(archive_of_bytes("print('hello')\n", 15), ERR_INVALID,
-                  "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip; it looks like text");
-    check_refused(archive_of_bytes("\x7f" "ELF\2\1\1\0\0\0\0\0\0\0\0\0", 16), ERR_INVALID,
+                  "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip; it "
+                  "looks like text");
+    check_refused(archive_of_bytes("\x7f"
+                                   "ELF\2\1\1\0\0\0\0\0\0\0\0\0",
+                                   16),
+                  ERR_INVALID,
                   "this is no archive: neither tar (plain, gzip, xz, bzip2, zstd) nor zip");
     check_refused(archive_of(TAR, NULL, 0), ERR_INVALID, "the archive has no files");
-    check_refused(archive_of(TAR_GZ, (const struct item[]){{"./", S_IFDIR | 0755, NULL, NULL}}, 1), ERR_INVALID, "the archive has no files");
+    check_refused(archive_of(TAR_GZ, (const struct item[]){{"./", S_IFDIR | 0755, NULL, NULL}}, 1),
+                  ERR_INVALID, "the archive has no files");
 }
 
 TEST(what_is_larger_than_an_archive_may_be_is_refused_unread)
@@ -388,43 +409,63 @@ TEST(paths_that_lead_elsewhere_are_refused)
     REFUSED("archive entry '/tmp/evil': has an absolute path", {"/tmp/evil", 0, "x", NULL});
     REFUSED("archive entry '//tmp/evil': has an absolute path", {"//tmp/evil", 0, "x", NULL});
     REFUSED("archive entry '.': is no directory", {".", 0, "x", NULL});
-    check_refused(archive_of(ZIP, (const struct item[]){{"../evil", 0, "x", NULL}}, 1), ERR_INVALID, "archive entry '../evil': has '..' in its path");
-    check_refused(archive_of(ZIP, (const struct item[]){{"/evil", 0, "x", NULL}}, 1), ERR_INVALID, "archive entry '/evil': has an absolute path");
+    check_refused(archive_of(ZIP, (const struct item[]){{"../evil", 0, "x", NULL}}, 1), ERR_INVALID,
+                  "archive entry '../evil': has '..' in its path");
+    check_refused(archive_of(ZIP, (const struct item[]){{"/evil", 0, "x", NULL}}, 1), ERR_INVALID,
+                  "archive entry '/evil': has an absolute path");
 }
 
 TEST(links_that_lead_elsewhere_are_refused)
 {
-    REFUSED("archive entry 'l': is a symbolic link to an absolute path", {"l", S_IFLNK | 0777, NULL, "/etc/passwd"});
-    REFUSED("archive entry 'l': is a symbolic link that leads out of the archive", {"l", S_IFLNK | 0777, NULL, ".."});
-    REFUSED("archive entry 'a/b/l': is a symbolic link that leads out of the archive", {"a/b/l", S_IFLNK | 0777, NULL, "./.././../../x"});
-    REFUSED("archive entry 'y': is a symbolic link with '..' behind a name; only at its beginning is it clear where that leads",
+    REFUSED("archive entry 'l': is a symbolic link to an absolute path",
+            {"l", S_IFLNK | 0777, NULL, "/etc/passwd"});
+    REFUSED("archive entry 'l': is a symbolic link that leads out of the archive",
+            {"l", S_IFLNK | 0777, NULL, ".."});
+    REFUSED("archive entry 'a/b/l': is a symbolic link that leads out of the archive",
+            {"a/b/l", S_IFLNK | 0777, NULL, "./.././../../x"});
+    REFUSED("archive entry 'y': is a symbolic link with '..' behind a name; only at its beginning "
+            "is it clear where that leads",
             {"a/up", S_IFLNK | 0777, NULL, ".."}, {"y", S_IFLNK | 0777, NULL, "a/up/.."});
-    REFUSED("archive entry 'l/evil': lies below an entry that is no directory", {"l", S_IFLNK | 0777, NULL, "a"}, {"l/evil", 0, "x", NULL});
-    REFUSED("archive entry 'l': is there twice", {"l", S_IFLNK | 0777, NULL, "a"}, {"l", 0, "x", NULL});
-    REFUSED("archive entry 'l': is there twice", {"l", S_IFLNK | 0777, NULL, "a"}, {"l", S_IFDIR | 0755, NULL, NULL});
-    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive", {"h", 0, NULL, "etc/passwd"});
+    REFUSED("archive entry 'l/evil': lies below an entry that is no directory",
+            {"l", S_IFLNK | 0777, NULL, "a"}, {"l/evil", 0, "x", NULL});
+    REFUSED("archive entry 'l': is there twice", {"l", S_IFLNK | 0777, NULL, "a"},
+            {"l", 0, "x", NULL});
+    REFUSED("archive entry 'l': is there twice", {"l", S_IFLNK | 0777, NULL, "a"},
+            {"l", S_IFDIR | 0755, NULL, NULL});
+    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive",
+            {"h", 0, NULL, "etc/passwd"});
     REFUSED("archive entry '/etc/passwd': has an absolute path", {"h", 0, NULL, "/etc/passwd"});
     REFUSED("archive entry '../x': has '..' in its path", {"h", 0, NULL, "../x"});
-    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive", {"l", S_IFLNK | 0777, NULL, "a"}, {"h", 0, NULL, "l"});
-    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive", {"d", S_IFDIR | 0755, NULL, NULL}, {"h", 0, NULL, "d"});
-    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive", {"h", 0, NULL, "h"});
+    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive",
+            {"l", S_IFLNK | 0777, NULL, "a"}, {"h", 0, NULL, "l"});
+    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive",
+            {"d", S_IFDIR | 0755, NULL, NULL}, {"h", 0, NULL, "d"});
+    REFUSED("archive entry 'h': is a hard link to something that is no file of the archive",
+            {"h", 0, NULL, "h"});
 }
 
 TEST(devices_and_pipes_are_refused)
 {
-    REFUSED("archive entry 'null': is a device, fifo or socket", {"null", S_IFCHR | 0666, NULL, NULL});
-    REFUSED("archive entry 'sda': is a device, fifo or socket", {"sda", S_IFBLK | 0666, NULL, NULL});
-    REFUSED("archive entry 'pipe': is a device, fifo or socket", {"a", 0, "x", NULL}, {"pipe", S_IFIFO | 0666, NULL, NULL});
+    REFUSED("archive entry 'null': is a device, fifo or socket",
+            {"null", S_IFCHR | 0666, NULL, NULL});
+    REFUSED("archive entry 'sda': is a device, fifo or socket",
+            {"sda", S_IFBLK | 0666, NULL, NULL});
+    REFUSED("archive entry 'pipe': is a device, fifo or socket", {"a", 0, "x", NULL},
+            {"pipe", S_IFIFO | 0666, NULL, NULL});
 }
 
 TEST(the_same_name_twice_is_refused)
 {
     REFUSED("archive entry 'a': is there twice", {"a", 0, "x", NULL}, {"./a", 0, "y", NULL});
-    REFUSED("archive entry 'a': is there twice", {"a", S_IFDIR | 0755, NULL, NULL}, {"a", 0, "y", NULL});
-    REFUSED("archive entry 'a': is there twice", {"a", 0, "x", NULL}, {"a", S_IFDIR | 0755, NULL, NULL});
-    REFUSED("archive entry 'a/b': lies below an entry that is no directory", {"a", 0, "x", NULL}, {"a/b", 0, "y", NULL});
+    REFUSED("archive entry 'a': is there twice", {"a", S_IFDIR | 0755, NULL, NULL},
+            {"a", 0, "y", NULL});
+    REFUSED("archive entry 'a': is there twice", {"a", 0, "x", NULL},
+            {"a", S_IFDIR | 0755, NULL, NULL});
+    REFUSED("archive entry 'a/b': lies below an entry that is no directory", {"a", 0, "x", NULL},
+            {"a/b", 0, "y", NULL});
     REFUSED("archive entry 'a': is there twice", {"a/b", 0, "x", NULL}, {"a", 0, "y", NULL});
-    REFUSED("archive entry 'a': is there twice", {"a", 0, "x", NULL}, {"b", 0, "", NULL}, {"a", 0, NULL, "b"});
+    REFUSED("archive entry 'a': is there twice", {"a", 0, "x", NULL}, {"b", 0, "", NULL},
+            {"a", 0, NULL, "b"});
 }
 
 static char *repeated(char c, size_t bytes)
@@ -438,18 +479,23 @@ TEST(names_and_paths_are_as_long_as_the_kernel_takes_and_no_longer)
 {
     struct place p cleanup(place_done) = place_new();
     struct error e = {0};
-    char *name cleanup(free_pointer) = repeated('n', 256), *target cleanup(free_pointer) = repeated('t', 4096);
-    char *sentence cleanup(free_pointer) = mem_printf("archive entry '%.200s': has a name longer than 255 bytes", name);
+    char *name cleanup(free_pointer) = repeated('n', 256),
+               *target cleanup(free_pointer) = repeated('t', 4096);
+    char *sentence cleanup(free_pointer) =
+        mem_printf("archive entry '%.200s': has a name longer than 255 bytes", name);
     REFUSED(sentence, {name, 0, "x", NULL});
     /* A path of 4095 bytes is good, of 4096 is not. */
     struct buf path cleanup(buf_done) = {0};
     for (int i = 0; i < 15; i++)
         buf_printf(&path, "%.255s/", name);
     buf_printf(&path, "%.255s", name);
-    char *longest = buf_take_text(&path), *longer cleanup(free_pointer) = mem_printf("%s1", longest), *deep cleanup(free_pointer) = repeated('d', 129);
+    char *longest = buf_take_text(&path),
+         *longer cleanup(free_pointer) = mem_printf("%s1", longest),
+         *deep cleanup(free_pointer) = repeated('d', 129);
     CHECK_EQ(strlen(longest), 4095);
     longer[3900] = '/';
-    char *long_sentence cleanup(free_pointer) = mem_printf("archive entry '%.200s': has a path longer than 4095 bytes", longer);
+    char *long_sentence cleanup(free_pointer) =
+        mem_printf("archive entry '%.200s': has a path longer than 4095 bytes", longer);
     REFUSED(long_sentence, {longer, 0, "x", NULL});
     cleanup(fd_close) int fd = archive_of(TAR, (const struct item[]){{longest, 0, "x", NULL}}, 1);
     CHECK_EQ(unpack_both(fd, &p, &e), ERR_OK);
@@ -457,15 +503,20 @@ TEST(names_and_paths_are_as_long_as_the_kernel_takes_and_no_longer)
     free(longest);
     for (int i = 1; i < 129; i += 2)
         deep[i] = '/';
-    char *deep_sentence cleanup(free_pointer) = mem_printf("archive entry '%s': is nested more than 64 directories deep", deep);
+    char *deep_sentence cleanup(free_pointer) =
+        mem_printf("archive entry '%s': is nested more than 64 directories deep", deep);
     REFUSED(deep_sentence, {deep, 0, "x", NULL});
-    REFUSED("archive entry 'l': is a symbolic link with too long a target", {"l", S_IFLNK | 0777, NULL, target});
+    REFUSED("archive entry 'l': is a symbolic link with too long a target",
+            {"l", S_IFLNK | 0777, NULL, target});
 }
 
 TEST(a_sentence_shows_only_what_a_terminal_and_json_can_take)
 {
-    REFUSED("archive entry '../?[31mevil?': has '..' in its path", {"../\x1b[31mevil\n", 0, "x", NULL});
-    REFUSED("archive entry '../gr??e': has '..' in its path", {"../gr\xf6\xdf" "e", 0, "x", NULL});
+    REFUSED("archive entry '../?[31mevil?': has '..' in its path",
+            {"../\x1b[31mevil\n", 0, "x", NULL});
+    REFUSED("archive entry '../gr??e': has '..' in its path", {"../gr\xf6\xdf"
+                                                               "e",
+                                                               0, "x", NULL});
     REFUSED("archive entry '../größe/日本': has '..' in its path", {"../größe/日本", 0, "x", NULL});
     REFUSED("archive entry '../?\?': has '..' in its path", {"../\xc0\xaf", 0, "x", NULL});
 }
@@ -504,16 +555,22 @@ TEST(a_tar_that_was_cut_between_two_entries_is_refused)
     cleanup(fd_close) int fd = archive_of(TAR, items, 2);
     struct buf data cleanup(buf_done) = bytes_of(fd);
     CHECK_EQ(data.bytes, 2 * 1024 + 1024);
-    check_refused(archive_of_bytes(data.data, 1024), ERR_INVALID, "the archive is incomplete: a tar must end in a block of zeros");
-    check_refused(archive_of_bytes(data.data, 2048), ERR_INVALID, "the archive is incomplete: a tar must end in a block of zeros");
-    check_refused(archive_of_bytes(data.data, 1024 + 512), ERR_INVALID, "the archive is damaged or incomplete (b: Truncated tar archive)");
+    check_refused(archive_of_bytes(data.data, 1024), ERR_INVALID,
+                  "the archive is incomplete: a tar must end in a block of zeros");
+    check_refused(archive_of_bytes(data.data, 2048), ERR_INVALID,
+                  "the archive is incomplete: a tar must end in a block of zeros");
+    check_refused(archive_of_bytes(data.data, 1024 + 512), ERR_INVALID,
+                  "the archive is damaged or incomplete (b: Truncated tar archive)");
 }
 
 /* One byte at a time is changed: whatever it makes of it, it ends, and writes nowhere else. */
 PROPERTY(a_damaged_archive_writes_nowhere_else)
 {
-    static const struct item items[] = {{"a/b", S_IFREG | 0755, "content", NULL}, {"l", S_IFLNK | 0777, NULL, "a/b"}, {"h", 0, NULL, "a/b"}};
-    static const enum kind kinds[] = {TAR, TAR, TAR_GZ, ZIP}; /* the others take their time to begin */
+    static const struct item items[] = {{"a/b", S_IFREG | 0755, "content", NULL},
+                                        {"l", S_IFLNK | 0777, NULL, "a/b"},
+                                        {"h", 0, NULL, "a/b"}};
+    static const enum kind kinds[] = {TAR, TAR, TAR_GZ,
+                                      ZIP}; /* the others take their time to begin */
     enum kind kind = kinds[rng_below(rng, ARRAY_COUNT(kinds))];
     cleanup(fd_close) int fd = archive_of(kind, items, kind == ZIP ? 2 : 3);
     struct buf data cleanup(buf_done) = bytes_of(fd);
@@ -574,7 +631,8 @@ TEST(what_unpacks_to_more_than_the_limit_is_refused)
     struct maker m = maker_begin(TAR);
     add_zeros(&m, "ballast", 3 * MIB, false); /* for the ratio */
     add_zeros(&m, "holes", CODE_UNPACKED_BYTES_MAX - 2 * MIB, true);
-    check_refused(maker_end(&m), ERR_INVALID, "archive entry 'holes': makes the unpacked code larger than 2 GiB");
+    check_refused(maker_end(&m), ERR_INVALID,
+                  "archive entry 'holes': makes the unpacked code larger than 2 GiB");
 }
 
 TEST(files_and_directories_are_counted_also_those_that_are_not_named)
@@ -583,7 +641,8 @@ TEST(files_and_directories_are_counted_also_those_that_are_not_named)
     for (int i = 0; i < 63; i++)
         *at++ = '/', *at++ = 'd';
     *at = '\0';
-    for (unsigned more = 0; more < 2; more++) { /* an entry of 64 deep is 63 directories and itself */
+    for (unsigned more = 0; more < 2;
+         more++) { /* an entry of 64 deep is 63 directories and itself */
         struct error e = {0};
         struct maker m = maker_begin(TAR);
         for (unsigned i = 0; i < CODE_ENTRIES_MAX / 64 + more; i++) {
@@ -593,7 +652,8 @@ TEST(files_and_directories_are_counted_also_those_that_are_not_named)
         }
         cleanup(fd_close) int fd = maker_end(&m);
         CHECK_EQ(unpack_verify(fd, &e), more == 0 ? ERR_OK : ERR_INVALID);
-        CHECK_STR(e.text, more == 0 ? "" : "the archive has more than 200000 files and directories");
+        CHECK_STR(e.text,
+                  more == 0 ? "" : "the archive has more than 200000 files and directories");
     }
 }
 
@@ -605,10 +665,12 @@ static void path_random(struct rng *rng, unsigned parts_max, bool up, char *ret_
     unsigned count = 1 + (unsigned)rng_below(rng, parts_max);
     ret_path[0] = '\0';
     for (unsigned i = 0; i < count; i++)
-        (void)sprintf(ret_path + strlen(ret_path), "%s%s", i > 0 ? "/" : "", parts[rng_below(rng, up ? ARRAY_COUNT(parts) : 2)]);
+        (void)sprintf(ret_path + strlen(ret_path), "%s%s", i > 0 ? "/" : "",
+                      parts[rng_below(rng, up ? ARRAY_COUNT(parts) : 2)]);
 }
 
-/* Whatever links an archive has and whatever they pass through: from no link that was made does the kernel get out of the tree. */
+/* Whatever links an archive has and whatever they pass through: from no link that was made does the
+ * kernel get out of the tree. */
 PROPERTY(no_link_leads_out_whatever_lies_on_its_way)
 {
     struct place p cleanup(place_done) = place_new();
@@ -619,16 +681,22 @@ PROPERTY(no_link_leads_out_whatever_lies_on_its_way)
         path_random(rng, 3, false, paths[count]);
         path_random(rng, 4, true, links[count]);
         unsigned kind = (unsigned)rng_below(rng, 8);
-        items[count] = (struct item){paths[count], kind < 5 ? S_IFLNK | 0777 : kind == 5 ? S_IFDIR | 0755 : 0, NULL, kind < 5 || kind == 6 ? links[count] : NULL};
+        items[count] = (struct item){paths[count],
+                                     kind < 5    ? S_IFLNK | 0777
+                                     : kind == 5 ? S_IFDIR | 0755
+                                                 : 0,
+                                     NULL, kind < 5 || kind == 6 ? links[count] : NULL};
         cleanup(fd_close) int fd = archive_of(TAR, items, count + 1);
-        count += unpack_verify(fd, NULL) == ERR_OK; /* what is refused is left out, so that others are tried */
+        count += unpack_verify(fd, NULL) ==
+                 ERR_OK; /* what is refused is left out, so that others are tried */
     }
     struct error e = {0};
     cleanup(fd_close) int fd = archive_of(TAR, items, count);
     CHECK_EQ(count > 0 ? unpack_both(fd, &p, &e) : ERR_OK, ERR_OK);
     for (size_t i = 0; i < count; i++) {
         struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_BENEATH};
-        cleanup(fd_close) int opened = (int)syscall(SYS_openat2, p.into_fd, paths[i], &how, sizeof(how));
+        cleanup(fd_close) int opened =
+            (int)syscall(SYS_openat2, p.into_fd, paths[i], &how, sizeof(how));
         CHECK(opened >= 0 || errno != EXDEV);
     }
 }
@@ -647,7 +715,8 @@ static void on_small_disk(struct error *ret_error)
         struct maker m = maker_begin(TAR);
         add_zeros(&m, "large", 2 * MIB, false);
         int fd = maker_end(&m);
-        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("none", p.into, "tmpfs", 0, "size=1m") < 0)
+        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+            mount("none", p.into, "tmpfs", 0, "size=1m") < 0)
             (void)error_errno(&e, "mount");
         else
             (void)!unpack_into(fd, open(p.into, O_RDONLY | O_DIRECTORY), NULL, &e);
@@ -672,7 +741,8 @@ TEST(a_full_disk_is_named)
     CHECK_STR(e.text, "write 'large': No space left on device");
 }
 
-/* What the child that parses is left with: it can unpack below its directory, names in all scripts too, and open nothing else. */
+/* What the child that parses is left with: it can unpack below its directory, names in all scripts
+ * too, and open nothing else. */
 TEST(a_restricted_process_can_unpack_and_no_more)
 {
     struct place p cleanup(place_done) = place_new();
@@ -682,12 +752,14 @@ TEST(a_restricted_process_can_unpack_and_no_more)
         struct error e = {0};
         unpack_restrict(p.into_fd);
         bool unpacked = unpack_into(fd, p.into_fd, NULL, &e) == ERR_OK;
-        bool escaped = open(p.path, O_RDONLY) >= 0 || open("/etc/passwd", O_RDONLY) >= 0 || mkdirat(p.into_fd, "../other", 0755) == 0;
+        bool escaped = open(p.path, O_RDONLY) >= 0 || open("/etc/passwd", O_RDONLY) >= 0 ||
+                       mkdirat(p.into_fd, "../other", 0755) == 0;
         _exit(!unpacked ? 1 : escaped ? 2 : 0);
     }
     int status = 0;
     CHECK_EQ(waitpid(pid, &status, 0), pid);
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 2 && syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) < 0)
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 2 &&
+        syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) < 0)
         test_skip("no Landlock in this kernel");
     else
         CHECK_EQ(status, 0);

@@ -1,4 +1,5 @@
-/* worker.c - start and end of the daemon, its connection to the control plane, and what joins its parts. */
+/* worker.c - start and end of the daemon, its connection to the control plane, and what joins its
+ * parts. */
 #include "worker/worker.h"
 #include "base/limits.h"
 #include "base/log.h"
@@ -31,7 +32,8 @@ struct settings {
 #undef SETTING
 };
 static const struct setting table[] = {
-#define SETTING(key, type, default_text, help) SETTING_ROW(struct settings, key, type, default_text, help)
+#define SETTING(key, type, default_text, help) \
+    SETTING_ROW(struct settings, key, type, default_text, help)
 #include "worker/worker_settings.def"
 #undef SETTING
 };
@@ -61,7 +63,8 @@ struct worker {
 static void *grown(void *items, size_t count, size_t item_bytes)
 {
     /* powers of two: mem_resize() only when the count reaches one */
-    return (count & (count - 1)) == 0 ? mem_resize(items, MAX(count * 2, (size_t)4), item_bytes) : items;
+    return (count & (count - 1)) == 0 ? mem_resize(items, MAX(count * 2, (size_t)4), item_bytes)
+                                      : items;
 }
 
 static void blob_gets_clear(struct worker *w)
@@ -89,9 +92,10 @@ static void on_flush(struct loop_deferred *d)
     struct worker *w = container_of(d, struct worker, flush);
     if (w->link != NULL && !w->welcome) {
         blob_gets_clear(w); /* asked for again then */
-        return;             /* sandboxes that changed after our Hello was written: told when we are welcome */
+        return; /* sandboxes that changed after our Hello was written: told when we are welcome */
     }
-    if (w->link != NULL && (w->out.n_sandbox_changes | w->out.n_blob_gets | w->out.n_log_chunks) != 0) {
+    if (w->link != NULL &&
+        (w->out.n_sandbox_changes | w->out.n_blob_gets | w->out.n_log_chunks) != 0) {
         w->out.sequence = ++w->sequence;
         link_send(w->link, &w->out.base);
     }
@@ -113,8 +117,10 @@ static ProtobufCMessage *copied(const ProtobufCMessage *m)
 static void on_report(void *user, const Dirigent__SandboxStatus *status)
 {
     struct worker *w = user;
-    w->out.sandbox_changes = grown(w->out.sandbox_changes, w->out.n_sandbox_changes, sizeof(void *));
-    w->out.sandbox_changes[w->out.n_sandbox_changes++] = (Dirigent__SandboxStatus *)copied(&status->base);
+    w->out.sandbox_changes =
+        grown(w->out.sandbox_changes, w->out.n_sandbox_changes, sizeof(void *));
+    w->out.sandbox_changes[w->out.n_sandbox_changes++] =
+        (Dirigent__SandboxStatus *)copied(&status->base);
     loop_defer(w->loop, &w->flush);
 }
 
@@ -162,7 +168,8 @@ static uint64_t memory_capacity(const struct worker *w)
 {
     if (w->settings.memory != 0)
         return w->settings.memory;
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 100 * MEMORY_SHARE_PERCENT;
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 100 *
+           MEMORY_SHARE_PERCENT;
 }
 
 static uint32_t cpu_capacity(const struct worker *w)
@@ -223,7 +230,8 @@ static void on_welcome(struct worker *w, const Dirigent__Welcome *welcome)
     w->said_unreachable = false;
     loop_defer(w->loop, &w->flush);
     link_set_timers(w->link, welcome->heartbeat_ms, welcome->dead_after_ms);
-    log_info("control_plane.joined", LOG_STR("name", w->name), LOG_U64("epoch", replicas_epoch(w->replicas)));
+    log_info("control_plane.joined", LOG_STR("name", w->name),
+             LOG_U64("epoch", replicas_epoch(w->replicas)));
     code_store_connected(w->code);
 }
 
@@ -249,14 +257,16 @@ static void orders_take(struct worker *w, const Dirigent__FromControlPlane *m)
         code_store_collect(w->code, loop_now_ns(w->loop), 0);
     for (size_t i = 0; i < m->n_blob_chunks; i++) {
         const Dirigent__BlobChunk *c = m->blob_chunks[i];
-        code_store_chunk(w->code, c->digest, c->offset, c->total_bytes, (struct str){(const char *)c->data.data, c->data.len}, c->error);
+        code_store_chunk(w->code, c->digest, c->offset, c->total_bytes,
+                         (struct str){(const char *)c->data.data, c->data.len}, c->error);
     }
     for (size_t i = 0; i < m->n_log_gets; i++) {
         const Dirigent__LogGet *g = m->log_gets[i];
         if (g->cancel)
             logs_cancel(w->logs, g->request_id);
         else
-            logs_get(w->logs, &(struct logs_query){g->request_id, g->function_id, g->sandbox_id, g->lines, g->since_ms, g->follow});
+            logs_get(w->logs, &(struct logs_query){g->request_id, g->function_id, g->sandbox_id,
+                                                   g->lines, g->since_ms, g->follow});
     }
 }
 
@@ -309,7 +319,8 @@ static void on_load_timer(struct loop_timer *timer)
     if (getloadavg(&average, 1) == 1)
         load.cpu_used_milli = (uint32_t)(average * 1000);
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    load.memory_used_bytes = ((uint64_t)sysconf(_SC_PHYS_PAGES) - (uint64_t)sysconf(_SC_AVPHYS_PAGES)) * page;
+    load.memory_used_bytes =
+        ((uint64_t)sysconf(_SC_PHYS_PAGES) - (uint64_t)sysconf(_SC_AVPHYS_PAGES)) * page;
     if (statvfs(w->data_dir, &disk) == 0)
         load.disk_free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
     m.worker_load = &load;
@@ -320,17 +331,22 @@ static void on_load_timer(struct loop_timer *timer)
 
 static void dial(struct worker *w)
 {
-    static const struct replicas_callbacks callbacks = {
-        .on_hello = on_hello, .on_name = on_name, .on_message = on_message, .on_lost = on_lost, .on_failed = on_dial_failed};
+    static const struct replicas_callbacks callbacks = {.on_hello = on_hello,
+                                                        .on_name = on_name,
+                                                        .on_message = on_message,
+                                                        .on_lost = on_lost,
+                                                        .on_failed = on_dial_failed};
     struct error e = {0};
-    if (w->replicas == NULL && replicas_new(w->loop, w->settings.control_plane, &callbacks, w, &w->replicas, &e) != ERR_OK) {
+    if (w->replicas == NULL && replicas_new(w->loop, w->settings.control_plane, &callbacks, w,
+                                            &w->replicas, &e) != ERR_OK) {
         log_error("worker.failed", LOG_STR("why", e.text));
         w->failed = true;
         loop_stop(w->loop);
     }
 }
 
-static void on_launcher_event(struct launcher_client *c, void *user, const struct launcher_event *event)
+static void on_launcher_event(struct launcher_client *c, void *user,
+                              const struct launcher_event *event)
 {
     struct worker *w = user;
     node_launcher_event(w->node, event);
@@ -410,31 +426,43 @@ static void on_request(struct http_exchange *x, void *user)
         return;
     }
     if (str_equal(r->path, STR("/readyz"))) {
-        http_exchange_answer(x, w->welcome ? 200 : 503, "text/plain", w->welcome ? STR("ok\n") : STR("the control plane is not reached\n"), NULL);
+        http_exchange_answer(x, w->welcome ? 200 : 503, "text/plain",
+                             w->welcome ? STR("ok\n") : STR("the control plane is not reached\n"),
+                             NULL);
         return;
     }
     if (!str_equal(r->path, STR("/metrics"))) {
-        http_exchange_answer(x, 404, "text/plain", STR("/metrics, /healthz and /readyz are here\n"), NULL);
+        http_exchange_answer(x, 404, "text/plain", STR("/metrics, /healthz and /readyz are here\n"),
+                             NULL);
         return;
     }
     struct node_counts c = node_count(w->node);
-    buf_printf(&body, "# HELP dirigent_worker_sandboxes Sandboxes on this worker by state.\n# TYPE dirigent_worker_sandboxes gauge\n");
-    buf_printf(&body, "dirigent_worker_sandboxes{state=\"starting\"} %u\ndirigent_worker_sandboxes{state=\"ready\"} %u\n", c.starting, c.ready);
+    buf_printf(&body, "# HELP dirigent_worker_sandboxes Sandboxes on this worker by state.\n# TYPE "
+                      "dirigent_worker_sandboxes gauge\n");
+    buf_printf(&body,
+               "dirigent_worker_sandboxes{state=\"starting\"} "
+               "%u\ndirigent_worker_sandboxes{state=\"ready\"} %u\n",
+               c.starting, c.ready);
     buf_printf(&body, "dirigent_worker_sandboxes{state=\"stopping\"} %u\n", c.stopping);
-    buf_printf(&body, "# HELP dirigent_worker_versions Versions of functions known here.\n# TYPE dirigent_worker_versions gauge\n");
+    buf_printf(&body, "# HELP dirigent_worker_versions Versions of functions known here.\n# TYPE "
+                      "dirigent_worker_versions gauge\n");
     buf_printf(&body, "dirigent_worker_versions %u\n", c.versions);
-    buf_printf(&body, "# HELP dirigent_worker_starts_total Sandboxes given to the launcher.\n# TYPE dirigent_worker_starts_total counter\n");
+    buf_printf(&body, "# HELP dirigent_worker_starts_total Sandboxes given to the launcher.\n# "
+                      "TYPE dirigent_worker_starts_total counter\n");
     buf_printf(&body, "dirigent_worker_starts_total %" PRIu64 "\n", c.started_total);
-    buf_printf(&body, "# HELP dirigent_worker_failures_total Sandboxes that ended without an order.\n# TYPE dirigent_worker_failures_total counter\n");
+    buf_printf(&body, "# HELP dirigent_worker_failures_total Sandboxes that ended without an "
+                      "order.\n# TYPE dirigent_worker_failures_total counter\n");
     buf_printf(&body, "dirigent_worker_failures_total %" PRIu64 "\n", c.failed_total);
-    buf_printf(&body, "# HELP dirigent_worker_connected Whether the control plane is reached.\n# TYPE dirigent_worker_connected gauge\n");
+    buf_printf(&body, "# HELP dirigent_worker_connected Whether the control plane is reached.\n# "
+                      "TYPE dirigent_worker_connected gauge\n");
     buf_printf(&body, "dirigent_worker_connected %d\n", w->welcome);
     http_exchange_answer(x, 200, "text/plain; version=0.0.4", buf_str(&body), NULL);
 }
 
 /* ---- start ---- */
 
-/* The address of the interface that leads to the control plane: what connect(2) of a datagram socket picks. */
+/* The address of the interface that leads to the control plane: what connect(2) of a datagram
+ * socket picks. */
 static void address_find(struct worker *w)
 {
     struct sockaddr_storage peer, own = {0};
@@ -444,10 +472,12 @@ static void address_find(struct worker *w)
         (void)snprintf(w->address, sizeof(w->address), "%s", w->settings.address);
         return;
     }
-    cleanup(free_pointer) char *first = mem_printf("%.*s", (int)strcspn(w->settings.control_plane, ","), w->settings.control_plane);
+    cleanup(free_pointer) char *first =
+        mem_printf("%.*s", (int)strcspn(w->settings.control_plane, ","), w->settings.control_plane);
     if (address_parse(first, &peer, &bytes, NULL) == ERR_OK) {
         cleanup(fd_close) int fd = socket(peer.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-        if (fd >= 0 && connect(fd, (struct sockaddr *)&peer, bytes) == 0 && getsockname(fd, (struct sockaddr *)&own, &own_bytes) == 0)
+        if (fd >= 0 && connect(fd, (struct sockaddr *)&peer, bytes) == 0 &&
+            getsockname(fd, (struct sockaddr *)&own, &own_bytes) == 0)
             address_format((struct sockaddr *)&own, text, sizeof(text));
     }
     char *colon = strrchr(text, ':');
@@ -456,7 +486,8 @@ static void address_find(struct worker *w)
     (void)snprintf(w->address, sizeof(w->address), "%s", text);
 }
 
-static enum err launcher_configure(const struct worker *w, uid_t uid, struct launcher_config *c, struct error *e)
+static enum err launcher_configure(const struct worker *w, uid_t uid, struct launcher_config *c,
+                                   struct error *e)
 {
     struct in_addr pool;
     *c = (struct launcher_config){.host_port_base = (uint16_t)w->settings.host_port_base,
@@ -469,26 +500,39 @@ static enum err launcher_configure(const struct worker *w, uid_t uid, struct lau
                                   .worker_uid = uid,
                                   .cgroup_version = (int32_t)w->settings.cgroup};
     char base[64];
-    (void)snprintf(base, sizeof(base), "%.*s", (int)strcspn(w->settings.address_pool, "/"), w->settings.address_pool);
+    (void)snprintf(base, sizeof(base), "%.*s", (int)strcspn(w->settings.address_pool, "/"),
+                   w->settings.address_pool);
     if (inet_pton(AF_INET, base, &pool) != 1)
-        return error_field(e, ERR_USAGE, "address_pool", "--address-pool: '%s' is no IPv4 address", w->settings.address_pool);
+        return error_field(e, ERR_USAGE, "address_pool", "--address-pool: '%s' is no IPv4 address",
+                           w->settings.address_pool);
     c->pool_ip = ntohl(pool.s_addr);
-    if (strcmp(w->settings.readiness, "listen") != 0 && strcmp(w->settings.readiness, "connect") != 0)
-        return error_field(e, ERR_USAGE, "readiness", "--readiness: '%s' is neither listen nor connect", w->settings.readiness);
+    if (strcmp(w->settings.readiness, "listen") != 0 &&
+        strcmp(w->settings.readiness, "connect") != 0)
+        return error_field(e, ERR_USAGE, "readiness",
+                           "--readiness: '%s' is neither listen nor connect",
+                           w->settings.readiness);
     if (w->settings.slots == 0 || w->settings.slots > SANDBOXES_PER_WORKER_MAX)
-        return error_field(e, ERR_USAGE, "slots", "--slots: %" PRIu64 " is not from 1 to %u", w->settings.slots, SANDBOXES_PER_WORKER_MAX);
-    if (w->settings.host_port_base == 0 || w->settings.host_port_base + w->settings.slots > UINT16_MAX)
-        return error_field(e, ERR_USAGE, "host_port_base", "--host-port-base: %" PRIu64 " and %" PRIu64 " slots go beyond port 65535",
+        return error_field(e, ERR_USAGE, "slots", "--slots: %" PRIu64 " is not from 1 to %u",
+                           w->settings.slots, SANDBOXES_PER_WORKER_MAX);
+    if (w->settings.host_port_base == 0 ||
+        w->settings.host_port_base + w->settings.slots > UINT16_MAX)
+        return error_field(e, ERR_USAGE, "host_port_base",
+                           "--host-port-base: %" PRIu64 " and %" PRIu64
+                           " slots go beyond port 65535",
                            w->settings.host_port_base, w->settings.slots);
     if (w->settings.cgroup > 2)
-        return error_field(e, ERR_USAGE, "cgroup", "--cgroup: %" PRIu64 " is neither 0, 1 nor 2", w->settings.cgroup);
+        return error_field(e, ERR_USAGE, "cgroup", "--cgroup: %" PRIu64 " is neither 0, 1 nor 2",
+                           w->settings.cgroup);
     if (strlen(w->run_dir) >= sizeof(c->run_dir))
         return error_field(e, ERR_USAGE, "run_dir", "--run-dir: '%s' is too long", w->run_dir);
     strcpy(c->run_dir, w->run_dir);
     if (w->settings.instance[0] != '\0') {
         size_t bytes = strlen(w->settings.instance);
-        if (bytes > 6 || strspn(w->settings.instance, "abcdefghijklmnopqrstuvwxyz0123456789") != bytes)
-            return error_field(e, ERR_USAGE, "instance", "--instance: '%s' is not 1 to 6 of a-z and 0-9", w->settings.instance);
+        if (bytes > 6 ||
+            strspn(w->settings.instance, "abcdefghijklmnopqrstuvwxyz0123456789") != bytes)
+            return error_field(e, ERR_USAGE, "instance",
+                               "--instance: '%s' is not 1 to 6 of a-z and 0-9",
+                               w->settings.instance);
         strcpy(c->instance, w->settings.instance);
         return ERR_OK;
     }
@@ -512,13 +556,17 @@ static enum err root_stage(struct worker *w, int *ret_launcher_fd, struct error 
     gid_t gid;
     bool started;
     if (geteuid() != 0)
-        return error_set(e, ERR_PERMISSION, "a worker must be started as root: it starts the launcher, which makes namespaces and cgroups, and then gives up "
-                                            "its own privileges");
+        return error_set(e, ERR_PERMISSION,
+                         "a worker must be started as root: it starts the launcher, which makes "
+                         "namespaces and cgroups, and then gives up "
+                         "its own privileges");
     enum err err = privileges_resolve(w->settings.user, PRIVILEGES_UID_WORKER, &uid, &gid, e);
     if (err == ERR_OK)
-        err = program_dir_open(w->settings.data_dir, "worker", uid, gid, &w->data_dir, &w->data_lock, e);
+        err = program_dir_open(w->settings.data_dir, "worker", uid, gid, &w->data_dir,
+                               &w->data_lock, e);
     if (err == ERR_OK)
-        err = program_dir_open(w->settings.run_dir, "worker", uid, gid, &w->run_dir, &w->run_lock, e);
+        err =
+            program_dir_open(w->settings.run_dir, "worker", uid, gid, &w->run_dir, &w->run_lock, e);
     if (err == ERR_OK && chmod(w->data_dir, 0711) < 0) /* sandboxes reach their code through it */
         err = error_errno(e, "open directory '%s' for passing through", w->data_dir);
     struct launcher_config config;
@@ -533,8 +581,10 @@ static enum err root_stage(struct worker *w, int *ret_launcher_fd, struct error 
 
 static enum err parts_make(struct worker *w, int launcher_fd, struct error *e)
 {
-    static const struct launcher_callbacks launcher_callbacks = {.on_event = on_launcher_event, .on_closed = on_launcher_closed};
-    static const struct code_store_callbacks code_callbacks = {.on_want = on_want, .on_ready = on_code_ready, .is_used = code_is_used};
+    static const struct launcher_callbacks launcher_callbacks = {.on_event = on_launcher_event,
+                                                                 .on_closed = on_launcher_closed};
+    static const struct code_store_callbacks code_callbacks = {
+        .on_want = on_want, .on_ready = on_code_ready, .is_used = code_is_used};
     static const struct http_server_callbacks http_callbacks = {.on_request = on_request};
     static const int signals[] = {SIGTERM, SIGINT};
     char *code cleanup(free_pointer) = mem_printf("%s/code", w->data_dir);
@@ -552,11 +602,19 @@ static enum err parts_make(struct worker *w, int launcher_fd, struct error *e)
         err = launcher_client_new(w->loop, launcher_fd, &launcher_callbacks, w, &w->launcher, e);
     if (err != ERR_OK)
         return err;
-    w->node = node_new(&(struct node_options){.loop = w->loop, .launcher = w->launcher, .code = w->code, .logs = w->logs, .address = w->address,
-                                              .on_report = on_report, .on_empty = on_empty, .user = w});
+    w->node = node_new(&(struct node_options){.loop = w->loop,
+                                              .launcher = w->launcher,
+                                              .code = w->code,
+                                              .logs = w->logs,
+                                              .address = w->address,
+                                              .on_report = on_report,
+                                              .on_empty = on_empty,
+                                              .user = w});
     if (w->settings.metrics[0] != '\0' &&
-        http_server_new(w->loop, w->settings.metrics, &http_callbacks, w, &w->http, &http_error) != ERR_OK)
-        log_warn("worker.no_metrics", LOG_STR("why", http_error.text)); /* no reason not to run functions */
+        http_server_new(w->loop, w->settings.metrics, &http_callbacks, w, &w->http, &http_error) !=
+            ERR_OK)
+        log_warn("worker.no_metrics",
+                 LOG_STR("why", http_error.text)); /* no reason not to run functions */
     on_load_timer(&w->load_timer);
     on_collect_timer(&w->collect_timer);
     struct launcher_command attach = {.kind = LAUNCHER_ATTACH, .protocol = LAUNCHER_PROTOCOL};
@@ -578,7 +636,8 @@ int worker_main(int argc, char **argv)
     static struct worker w = {.data_lock = -1, .run_lock = -1};
     struct error e = {0};
     int launcher_fd = -1;
-    enum err err = settings_load("worker", "Starts and watches sandboxes on this host.", table, ARRAY_COUNT(table), argc, argv, &w.settings, &e);
+    enum err err = settings_load("worker", "Starts and watches sandboxes on this host.", table,
+                                 ARRAY_COUNT(table), argc, argv, &w.settings, &e);
     if (err == ERR_END)
         return 0;
     dirigent__to_control_plane__init(&w.out);

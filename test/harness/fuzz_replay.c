@@ -1,5 +1,6 @@
 /* fuzz_replay.c - runs a fuzz target over its corpus without a fuzzer: each file whole, and every
- * shorter prefix of each file of up to 4 KiB. Arguments: corpus directories or files. Prints TAP. */
+ * shorter prefix of each file of up to 4 KiB. Arguments: corpus directories or files. Prints TAP.
+ */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>

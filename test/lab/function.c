@@ -4,9 +4,9 @@
  *   GET /cgroup    its own /proc/self/cgroup
  *   GET /burn      computes for a second of wall time
  *   GET /eat       takes memory, a MiB at a time, each announced on stderr, without end
- *   GET /eat-child the same in a child; answers when the child has died, which it must not live to see
- *   GET /fork      as many children as it can get; tells how many and why no more
- *   GET /bomb      answers, and leaves processes behind that fork and fork
+ *   GET /eat-child the same in a child; answers when the child has died, which it must not live to
+ * see GET /fork      as many children as it can get; tells how many and why no more GET /bomb
+ * answers, and leaves processes behind that fork and fork
  *
  * With EAT=1 it eats before it listens.
  */
@@ -58,7 +58,8 @@ static void fork_many(char *answer, size_t bytes)
                 (void)pause();
         count++;
     }
-    (void)snprintf(answer, bytes, "%d children, then: %s\n", count, pid < 0 ? strerror(errno) : "no end");
+    (void)snprintf(answer, bytes, "%d children, then: %s\n", count,
+                   pid < 0 ? strerror(errno) : "no end");
 }
 
 static void bomb(void)
@@ -115,7 +116,8 @@ static void serve(int fd)
 {
     char head[8192], path[64] = "", answer[4096], whole[4400];
     size_t got = 0;
-    for (ssize_t n; got < sizeof(head) - 1 && (n = read(fd, head + got, sizeof(head) - 1 - got)) > 0;) {
+    for (ssize_t n;
+         got < sizeof(head) - 1 && (n = read(fd, head + got, sizeof(head) - 1 - got)) > 0;) {
         got += (size_t)n;
         head[got] = '\0';
         if (strstr(head, "\r\n\r\n") != NULL)
@@ -124,7 +126,8 @@ static void serve(int fd)
     if (got == 0 || sscanf(head, "%*s %63s", path) != 1)
         return;
     act(path, answer, sizeof(answer));
-    int n = snprintf(whole, sizeof(whole), "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s",
+    int n = snprintf(whole, sizeof(whole),
+                     "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s",
                      strlen(answer), answer);
     if (write(fd, whole, (size_t)n) != n)
         fprintf(stderr, "write: %s\n", strerror(errno));
@@ -135,9 +138,12 @@ int main(void)
     const char *port = getenv("PORT");
     if (getenv("EAT") != NULL)
         eat();
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port != NULL ? port : "8080"))};
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port =
+                                      htons((unsigned short)atoi(port != NULL ? port : "8080"))};
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(listener, 64) < 0) {
+    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+        listen(listener, 64) < 0) {
         perror("listen");
         return 1;
     }

@@ -29,9 +29,11 @@ static enum err endpoint_add(struct etcd *c, struct str text, struct error *e)
 {
     bool plain = str_has_prefix(text, STR("http://")), tls = str_has_prefix(text, STR("https://"));
     if (c->count == ETCD_ENDPOINTS_MAX)
-        return error_set(e, ERR_USAGE, "more than %u members of etcd are given", ETCD_ENDPOINTS_MAX);
+        return error_set(e, ERR_USAGE, "more than %u members of etcd are given",
+                         ETCD_ENDPOINTS_MAX);
     if (!plain && !tls)
-        return error_set(e, ERR_USAGE, "'%.*s' is no address of etcd such as https://10.0.0.1:2379", STR_ARG(text));
+        return error_set(e, ERR_USAGE, "'%.*s' is no address of etcd such as https://10.0.0.1:2379",
+                         STR_ARG(text));
     while (text.bytes > 0 && text.data[text.bytes - 1] == '/')
         text.bytes--;
     c->endpoints[c->count++] = mem_strndup(text.data, text.bytes);
@@ -55,7 +57,8 @@ static enum err option_set(struct etcd *c, struct str text, struct error *e)
         return ERR_OK;
     }
     if (!str_equal(text, STR("single=1")))
-        return error_set(e, ERR_USAGE, "'%.*s' is none of ca=, cert=, key=, single=1", STR_ARG(text));
+        return error_set(e, ERR_USAGE, "'%.*s' is none of ca=, cert=, key=, single=1",
+                         STR_ARG(text));
     c->single = true;
     return ERR_OK;
 }
@@ -208,8 +211,8 @@ static enum err transport_error(struct etcd *c, CURLcode code, struct error *e)
     curl_off_t connected_us = 0;
     (void)curl_easy_getinfo(c->curl, CURLINFO_PRETRANSFER_TIME_T, &connected_us);
     unsent |= code == CURLE_OPERATION_TIMEDOUT && connected_us == 0;
-    enum err err = error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s", etcd_endpoint(c),
-                             curl_easy_strerror(code));
+    enum err err = error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s",
+                             etcd_endpoint(c), curl_easy_strerror(code));
     member_next(c);
     return err;
 }
@@ -228,8 +231,8 @@ static enum err refusal(struct etcd *c, long status, const json_t *answer, struc
         err = ERR_NO_SPACE;
     else if (code == GRPC_OUT_OF_RANGE)
         err = ERR_STALE;
-    else if (code == GRPC_UNAVAILABLE || code == GRPC_DEADLINE_EXCEEDED || code == GRPC_RESOURCE_EXHAUSTED ||
-             code == GRPC_UNKNOWN || status >= 500)
+    else if (code == GRPC_UNAVAILABLE || code == GRPC_DEADLINE_EXCEEDED ||
+             code == GRPC_RESOURCE_EXHAUSTED || code == GRPC_UNKNOWN || status >= 500)
         err = ERR_TIMEOUT; /* no leader, leader changed, timed out: it may have been carried out */
     error_set(e, err, "etcd at %s: %s", etcd_endpoint(c), text);
     if (err == ERR_TIMEOUT)
@@ -237,8 +240,8 @@ static enum err refusal(struct etcd *c, long status, const json_t *answer, struc
     return err;
 }
 
-enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint32_t attempt_ms, json_t **ret_answer,
-                  struct error *e)
+enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint32_t attempt_ms,
+                  json_t **ret_answer, struct error *e)
 {
     cleanup(free_pointer) char *url = mem_printf("%s%s", etcd_endpoint(c), path);
     cleanup(free_pointer) char *text = request != NULL ? json_dumps(request, JSON_COMPACT) : NULL;
@@ -258,8 +261,10 @@ enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint3
     }
     if (status == 404) {
         json_decref(answer);
-        return error_set(e, ERR_FAILED, "etcd at %s has no '%s': it must be 3.4 or newer, with its gRPC gateway enabled",
-                         etcd_endpoint(c), path);
+        return error_set(
+            e, ERR_FAILED,
+            "etcd at %s has no '%s': it must be 3.4 or newer, with its gRPC gateway enabled",
+            etcd_endpoint(c), path);
     }
     enum err err = refusal(c, status, answer, e);
     json_decref(answer);
@@ -271,11 +276,13 @@ static uint64_t now_ms(void)
     return clock_mono_ns() / NS_PER_MS;
 }
 
-enum err etcd_read(struct etcd *c, const char *path, const json_t *request, json_t **ret_answer, struct error *e)
+enum err etcd_read(struct etcd *c, const char *path, const json_t *request, json_t **ret_answer,
+                   struct error *e)
 {
     uint64_t end_ms = now_ms() + ETCD_DEADLINE_MS;
     for (size_t attempt = 1;; attempt++) {
-        /* One that is large takes longer; a member that hangs is passed over quickly the first time round. */
+        /* One that is large takes longer; a member that hangs is passed over quickly the first time
+         * round. */
         uint32_t attempt_ms = attempt <= c->count ? ETCD_ATTEMPT_MS : 8 * ETCD_ATTEMPT_MS;
         enum err err = etcd_try(c, path, request, attempt_ms, ret_answer, e);
         if ((err != ERR_UNREACHABLE && err != ERR_TIMEOUT) || now_ms() >= end_ms)
@@ -326,7 +333,8 @@ static int on_progress(void *user, curl_off_t a, curl_off_t b, curl_off_t c, cur
     return s->ended;
 }
 
-/* libcurl asks on_progress once a second only while nothing moves: the multi interface, to be able to look more often. */
+/* libcurl asks on_progress once a second only while nothing moves: the multi interface, to be able
+ * to look more often. */
 static CURLcode perform(CURL *curl, struct stream *s)
 {
     CURLM *multi = curl_multi_init();
@@ -351,12 +359,14 @@ static CURLcode perform(CURL *curl, struct stream *s)
     return result;
 }
 
-enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, uint32_t for_ms, const atomic_bool *stop,
-                     etcd_on_message *on_message, void *user, struct error *e)
+enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, uint32_t for_ms,
+                     const atomic_bool *stop, etcd_on_message *on_message, void *user,
+                     struct error *e)
 {
     cleanup(free_pointer) char *url = mem_printf("%s%s", etcd_endpoint(c), path);
     cleanup(free_pointer) char *text = json_dumps(request, JSON_COMPACT);
-    struct stream s = {.stop = stop, .end_ms = now_ms() + for_ms, .on_message = on_message, .user = user};
+    struct stream s = {
+        .stop = stop, .end_ms = now_ms() + for_ms, .on_message = on_message, .user = user};
     request_set(c, url, text, 0);
     curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_stream_bytes);
     curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &s);
@@ -387,11 +397,13 @@ enum err etcd_unbase64(const json_t *text, struct buf *ret_data, struct error *e
     if (text == NULL) /* protobuf leaves out what is empty */
         return ERR_OK;
     char *to = buf_reserve(ret_data, bytes / 4 * 3 + 4);
-    int n = from != NULL && bytes % 4 == 0 ? EVP_DecodeBlock((unsigned char *)to, (const unsigned char *)from, (int)bytes)
-                                           : -1;
+    int n = from != NULL && bytes % 4 == 0
+                ? EVP_DecodeBlock((unsigned char *)to, (const unsigned char *)from, (int)bytes)
+                : -1;
     if (n < 0)
         return error_set(e, ERR_CORRUPT, "etcd sent a value that is no base64");
-    size_t padding = bytes > 0 && from[bytes - 1] == '=' ? (bytes > 1 && from[bytes - 2] == '=' ? 2 : 1) : 0;
+    size_t padding =
+        bytes > 0 && from[bytes - 1] == '=' ? (bytes > 1 && from[bytes - 2] == '=' ? 2 : 1) : 0;
     ret_data->bytes += (size_t)n - padding;
     return ERR_OK;
 }

@@ -187,12 +187,14 @@ static struct store_write *chain_cut(struct store_write *first, size_t count)
 }
 
 /* ERR_OK, or why nothing more is to be written. */
-static enum err write_batch(struct store *s, struct store_write *batch, enum err lost, struct error *e)
+static enum err write_batch(struct store *s, struct store_write *batch, enum err lost,
+                            struct error *e)
 {
     while (batch != NULL) {
         uint64_t begin_ns = clock_mono_ns();
         size_t count = 0;
-        enum err err = lost != ERR_OK ? lost : s->backend->commit(s->self, s->epoch, batch, &count, e);
+        enum err err =
+            lost != ERR_OK ? lost : s->backend->commit(s->self, s->epoch, batch, &count, e);
         struct store_write *rest = err == ERR_OK ? chain_cut(batch, count) : NULL;
         note_numbers(s, batch, err, (clock_mono_ns() - begin_ns) / NS_PER_US);
         tell_batch(s, batch, err, e);
@@ -255,11 +257,16 @@ static void on_news_post(struct loop_post *post)
     free(p);
 }
 
-static void post_news(struct store *s, enum news kind, enum store_kind record_kind, uint64_t number, const char *text)
+static void post_news(struct store *s, enum news kind, enum store_kind record_kind, uint64_t number,
+                      const char *text)
 {
     struct news_post *p = mem_new(sizeof(*p));
-    *p = (struct news_post){.post.on_post = on_news_post, .store = s, .kind = kind, .record_kind = record_kind,
-                            .number = number, .text = text != NULL ? mem_strdup(text) : NULL};
+    *p = (struct news_post){.post.on_post = on_news_post,
+                            .store = s,
+                            .kind = kind,
+                            .record_kind = record_kind,
+                            .number = number,
+                            .text = text != NULL ? mem_strdup(text) : NULL};
     loop_post(s->loop, &p->post);
 }
 
@@ -322,7 +329,8 @@ static enum err start_threads(struct store *s, bool follow, struct error *e)
         s->following = failure == 0;
     }
     return failure == 0 ? ERR_OK
-                        : error_set(e, err_from_errno(failure), "start the store's thread: %s", strerror(failure));
+                        : error_set(e, err_from_errno(failure), "start the store's thread: %s",
+                                    strerror(failure));
 }
 
 enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost, void *user,
@@ -335,11 +343,14 @@ enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
     return start_threads(s, false, e);
 }
 
-enum err store_follow(struct store *s, struct loop *loop, const struct store_follower *follower, struct error *e)
+enum err store_follow(struct store *s, struct loop *loop, const struct store_follower *follower,
+                      struct error *e)
 {
     assert(!s->started);
     if (s->backend->follow == NULL)
-        return error_set(e, ERR_UNSUPPORTED, "the %s store is for one control plane: several need etcd", s->backend->name);
+        return error_set(e, ERR_UNSUPPORTED,
+                         "the %s store is for one control plane: several need etcd",
+                         s->backend->name);
     s->loop = loop;
     s->follower = *follower;
     s->on_lost = follower->on_lost;

@@ -18,15 +18,19 @@ struct store_backend {
     must_check enum err (*take_epoch)(void *self, uint64_t *ret_epoch, struct error *e);
     must_check enum err (*load)(void *self, store_on_record *on_record, void *user,
                                 uint64_t *ret_next_id, struct error *e);
-    /* The first *ret_count (> 0) of the chained writes, all or none, in order, if `epoch` is still the newest (else
-     * ERR_STALE). ERR_NO_SPACE leaves the store usable, any other failure does not. */
+    /* The first *ret_count (> 0) of the chained writes, all or none, in order, if `epoch` is still
+     * the newest (else ERR_STALE). ERR_NO_SPACE leaves the store usable, any other failure does
+     * not. */
     must_check enum err (*commit)(void *self, uint64_t epoch, const struct store_write *first,
                                   size_t *ret_count, struct error *e);
-    void (*tidy)(void *self); /* NULL: nothing to do. By the leader, after commits and once a minute */
-    /* NULL: one process has the store. Runs on a thread of its own, beside the other calls, until *stop; ends before
-     * only when what is there cannot be read (ERR_CORRUPT, ERR_VERSION). */
-    must_check enum err (*follow)(void *self, const struct store_feed *feed, const atomic_bool *stop, struct error *e);
-    /* After take_epoch(), while following: waits until all that was written before the epoch was taken has been told. */
+    void (*tidy)(
+        void *self); /* NULL: nothing to do. By the leader, after commits and once a minute */
+    /* NULL: one process has the store. Runs on a thread of its own, beside the other calls, until
+     * *stop; ends before only when what is there cannot be read (ERR_CORRUPT, ERR_VERSION). */
+    must_check enum err (*follow)(void *self, const struct store_feed *feed,
+                                  const atomic_bool *stop, struct error *e);
+    /* After take_epoch(), while following: waits until all that was written before the epoch was
+     * taken has been told. */
     void (*catch_up)(void *self);
     uint64_t (*next_id)(void *self); /* as known from following */
     void (*close)(void *self);

@@ -1,5 +1,5 @@
-/* store_conformance.h - what every back end must do. Each function begins with an empty store at `where`. Included by the
- * tests of the back ends. */
+/* store_conformance.h - what every back end must do. Each function begins with an empty store at
+ * `where`. Included by the tests of the back ends. */
 #pragma once
 #include "base/str.h"
 #include "control_plane/store/store_backend.h"
@@ -104,7 +104,8 @@ static enum err put(struct bench *b, enum store_kind kind, uint64_t id, const ch
 
 /* ---- conformance ---- */
 
-static void a_new_store_is_empty_and_its_first_epoch_is_1(const struct store_backend *backend, const char *where)
+static void a_new_store_is_empty_and_its_first_epoch_is_1(const struct store_backend *backend,
+                                                          const char *where)
 {
     struct bench b;
     bench_open_at(&b, backend, where);
@@ -114,7 +115,9 @@ static void a_new_store_is_empty_and_its_first_epoch_is_1(const struct store_bac
     bench_close(&b);
 }
 
-static void what_was_put_is_loaded_in_order_and_ids_are_never_used_again(const struct store_backend *backend, const char *where)
+static void
+what_was_put_is_loaded_in_order_and_ids_are_never_used_again(const struct store_backend *backend,
+                                                             const char *where)
 {
     struct bench b;
     bench_open_at(&b, backend, where);
@@ -136,7 +139,8 @@ static void what_was_put_is_loaded_in_order_and_ids_are_never_used_again(const s
 }
 
 /* Whatever is put and deleted in whatever order: a plain array agrees after each reopening. */
-static void the_store_agrees_with_an_array(const struct store_backend *backend, const char *where, struct rng *rng)
+static void the_store_agrees_with_an_array(const struct store_backend *backend, const char *where,
+                                           struct rng *rng)
 {
     struct bench b;
     char model[STORE_KIND_COUNT][8][16] = {0};
@@ -162,7 +166,8 @@ static void the_store_agrees_with_an_array(const struct store_backend *backend, 
     }
 }
 
-static void a_leader_that_was_succeeded_writes_nothing(const struct store_backend *backend, const char *where)
+static void a_leader_that_was_succeeded_writes_nothing(const struct store_backend *backend,
+                                                       const char *where)
 {
     struct error e = {0};
     void *self = NULL;
@@ -179,7 +184,8 @@ static void a_leader_that_was_succeeded_writes_nothing(const struct store_backen
     backend->close(self);
 }
 
-static void writes_that_wait_together_share_transactions_and_keep_their_order(const struct store_backend *backend, const char *where)
+static void writes_that_wait_together_share_transactions_and_keep_their_order(
+    const struct store_backend *backend, const char *where)
 {
     enum { COUNT = 500 };
     struct bench b;

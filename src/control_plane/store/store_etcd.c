@@ -1,14 +1,14 @@
 /* store_etcd.c - registrations in etcd, shared by several control planes.
  *
- * Keys, all with JSON values that carry `format` and `op`, the id of the operation that wrote them last:
- *   /dirigent/epoch                   {epoch, leader}
- *   /dirigent/next_id                 {next_id}
+ * Keys, all with JSON values that carry `format` and `op`, the id of the operation that wrote them
+ * last: /dirigent/epoch                   {epoch, leader} /dirigent/next_id {next_id}
  *   /dirigent/<kind>/<id, 16 digits>  {value}
  *
- * Safety is the compare in each transaction, and nothing else: every write compares the revision of the epoch key to
- * the one that this leader wrote, and the revision of each record to the one that it knows. No lease, no clock. A write
- * whose outcome nobody knows is looked for by its op before it is tried again; when the first try is carried out late,
- * it finds other revisions and does nothing. */
+ * Safety is the compare in each transaction, and nothing else: every write compares the revision of
+ * the epoch key to the one that this leader wrote, and the revision of each record to the one that
+ * it knows. No lease, no clock. A write whose outcome nobody knows is looked for by its op before
+ * it is tried again; when the first try is carried out late, it finds other revisions and does
+ * nothing. */
 #include "base/hash.h"
 #include "control_plane/store/etcd.h"
 #include "control_plane/store/store_backend.h"
@@ -32,11 +32,10 @@
 #define RELIST_MS 30000u
 #define VERSION_MINOR_MIN 4
 
-static const char *const kind_names[STORE_KIND_COUNT] = {
-    [STORE_FUNCTION] = "functions",
-    [STORE_WORKER] = "workers",
-    [STORE_DATA_PLANE] = "data_planes",
-    [STORE_SANDBOX] = "sandboxes"};
+static const char *const kind_names[STORE_KIND_COUNT] = {[STORE_FUNCTION] = "functions",
+                                                         [STORE_WORKER] = "workers",
+                                                         [STORE_DATA_PLANE] = "data_planes",
+                                                         [STORE_SANDBOX] = "sandboxes"};
 static_assert(STORE_KIND_COUNT == 4, "each kind has a name");
 
 struct etcd_store {
@@ -47,8 +46,8 @@ struct etcd_store {
     pthread_cond_t told;
     bool epoch_known;
     uint64_t epoch, epoch_revision, next_id, next_id_revision;
-    uint64_t told_revision;                     /* the follower has told all up to it; 0: nobody follows */
-    struct map revisions[STORE_KIND_COUNT];     /* id -> mod_revision, of records that are there */
+    uint64_t told_revision; /* the follower has told all up to it; 0: nobody follows */
+    struct map revisions[STORE_KIND_COUNT]; /* id -> mod_revision, of records that are there */
 };
 
 /* ---- small pieces ---- */
@@ -103,21 +102,24 @@ static enum err kv_read(const json_t *json, bool deleted, struct kv *ret_kv, str
     cleanup(buf_done) struct buf key = {0};
     cleanup(buf_done) struct buf text = {0};
     *ret_kv = (struct kv){.mod_revision = etcd_number(json, "mod_revision")};
-    if (etcd_unbase64(json_object_get(json, "key"), &key, e) != ERR_OK || key.bytes >= sizeof(ret_kv->key))
+    if (etcd_unbase64(json_object_get(json, "key"), &key, e) != ERR_OK ||
+        key.bytes >= sizeof(ret_kv->key))
         return error_set(e, ERR_CORRUPT, "etcd has a key below " PREFIX " that is none of ours");
     memcpy(ret_kv->key, key.data, key.bytes);
     if (deleted)
         return ERR_OK;
     enum err err = etcd_unbase64(json_object_get(json, "value"), &text, e);
     json_error_t story;
-    ret_kv->value = err == ERR_OK ? json_loadb(text.bytes > 0 ? text.data : "", text.bytes, 0, &story) : NULL;
+    ret_kv->value =
+        err == ERR_OK ? json_loadb(text.bytes > 0 ? text.data : "", text.bytes, 0, &story) : NULL;
     if (!json_is_object(ret_kv->value)) {
         kv_done(ret_kv);
         return error_set(e, ERR_CORRUPT, "the value of etcd's key %s is damaged", ret_kv->key);
     }
     if (json_integer_value(json_object_get(ret_kv->value, "format")) > FORMAT) {
         kv_done(ret_kv);
-        return error_set(e, ERR_VERSION, "etcd's key %s was written by a newer Dirigent", ret_kv->key);
+        return error_set(e, ERR_VERSION, "etcd's key %s was written by a newer Dirigent",
+                         ret_kv->key);
     }
     return ERR_OK;
 }
@@ -128,7 +130,8 @@ static bool key_parse(const char *key, enum store_kind *ret_kind, uint64_t *ret_
     const char *at = key + sizeof(PREFIX) - 1;
     for (int kind = 0; kind < STORE_KIND_COUNT; kind++) {
         size_t bytes = strlen(kind_names[kind]);
-        if (strncmp(at, kind_names[kind], bytes) != 0 || at[bytes] != '/' || strlen(at + bytes + 1) != 16)
+        if (strncmp(at, kind_names[kind], bytes) != 0 || at[bytes] != '/' ||
+            strlen(at + bytes + 1) != 16)
             continue;
         char *end = NULL;
         *ret_kind = (enum store_kind)kind;
@@ -142,7 +145,8 @@ static const char *record_value(const struct kv *kv, struct error *e)
 {
     const char *value = json_string_value(json_object_get(kv->value, "value"));
     if (value == NULL)
-        error_set(e, ERR_CORRUPT, "the value of etcd's key %s is damaged: it has no record", kv->key);
+        error_set(e, ERR_CORRUPT, "the value of etcd's key %s is damaged: it has no record",
+                  kv->key);
     return value;
 }
 
@@ -158,7 +162,8 @@ static enum err meta_take(struct etcd_store *s, const struct kv *kv, struct erro
             s->epoch_revision = kv->mod_revision;
         }
         s->epoch_known = true;
-    } else if (strcmp(kv->key, NEXT_ID_KEY) == 0 && value != NULL && kv->mod_revision >= s->next_id_revision) {
+    } else if (strcmp(kv->key, NEXT_ID_KEY) == 0 && value != NULL &&
+               kv->mod_revision >= s->next_id_revision) {
         s->next_id = (uint64_t)json_integer_value(json_object_get(value, "next_id"));
         s->next_id_revision = kv->mod_revision;
     }
@@ -181,9 +186,10 @@ static json_t *range_request(const char *key, const char *end, uint64_t revision
 
 typedef enum err on_kv(void *user, const struct kv *kv, struct error *e);
 
-/* All keys of [key, end) at `revision` (0: the newest; *ret_revision says which that was), page by page. */
-static enum err range_each(struct etcd *c, const char *key, const char *end, uint64_t revision, on_kv *on, void *user,
-                           uint64_t *ret_revision, struct error *e)
+/* All keys of [key, end) at `revision` (0: the newest; *ret_revision says which that was), page by
+ * page. */
+static enum err range_each(struct etcd *c, const char *key, const char *end, uint64_t revision,
+                           on_kv *on, void *user, uint64_t *ret_revision, struct error *e)
 {
     char from[128];
     (void)snprintf(from, sizeof(from), "%s", key);
@@ -206,7 +212,8 @@ static enum err range_each(struct etcd *c, const char *key, const char *end, uin
             if (err != ERR_OK)
                 break;
             err = on(user, &kv, e);
-            (void)snprintf(from, sizeof(from), "%s.", kv.key); /* nothing of ours lies between a key and this */
+            (void)snprintf(from, sizeof(from), "%s.",
+                           kv.key); /* nothing of ours lies between a key and this */
             kv_done(&kv);
         }
         json_decref(answer);
@@ -242,15 +249,16 @@ static enum err epoch_read(struct etcd_store *s, uint64_t *ret_revision, struct 
 
 static json_t *compare_revision(const char *key, uint64_t revision)
 {
-    return json_pack("{s:s, s:s, s:o, s:o}", "target", "MOD", "result", "EQUAL", "key", key_json(key), "mod_revision",
-                     number_json(revision));
+    return json_pack("{s:s, s:s, s:o, s:o}", "target", "MOD", "result", "EQUAL", "key",
+                     key_json(key), "mod_revision", number_json(revision));
 }
 
 static json_t *put_of(const char *key, json_t *value)
 {
     cleanup(free_pointer) char *text = json_dumps(value, JSON_COMPACT);
     json_decref(value);
-    return json_pack("{s:{s:o, s:o}}", "requestPut", "key", key_json(key), "value", etcd_base64(str_of(text)));
+    return json_pack("{s:{s:o, s:o}}", "requestPut", "key", key_json(key), "value",
+                     etcd_base64(str_of(text)));
 }
 
 static json_t *range_of(const char *key)
@@ -283,8 +291,8 @@ static enum err on_looked_for(void *user, const struct kv *kv, struct error *e)
 }
 
 /* After an attempt whose outcome nobody knows. *ret_done: it was carried out, at *ret_revision. */
-static enum err txn_look(struct etcd_store *s, const struct txn *t, bool *ret_done, uint64_t *ret_revision,
-                         struct error *e)
+static enum err txn_look(struct etcd_store *s, const struct txn *t, bool *ret_done,
+                         uint64_t *ret_revision, struct error *e)
 {
     struct looked_for l = {.op = t->op};
     uint64_t revision = 0;
@@ -297,10 +305,11 @@ static enum err txn_look(struct etcd_store *s, const struct txn *t, bool *ret_do
 }
 
 /* ERR_CONFLICT: a compare failed. */
-static enum err txn_run(struct etcd_store *s, const struct txn *t, uint64_t *ret_revision, struct error *e)
+static enum err txn_run(struct etcd_store *s, const struct txn *t, uint64_t *ret_revision,
+                        struct error *e)
 {
-    json_t *request = json_pack("{s:O, s:O, s:[o]}", "compare", t->compare, "success", t->success, "failure",
-                                range_of(EPOCH_KEY));
+    json_t *request = json_pack("{s:O, s:O, s:[o]}", "compare", t->compare, "success", t->success,
+                                "failure", range_of(EPOCH_KEY));
     uint64_t end_ms = now_ms() + ETCD_DEADLINE_MS;
     enum err err;
     for (;;) {
@@ -347,10 +356,14 @@ static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
     uint64_t epoch = s->epoch, before = s->epoch_revision;
     pthread_mutex_unlock(&s->mutex);
     op_make(op);
-    struct txn t = {.compare = json_pack("[o]", compare_revision(EPOCH_KEY, before)), .probe = EPOCH_KEY,
-                    .probe_is_put = true, .probe_revision = before, .op = op};
-    t.success = json_pack("[o]", put_of(EPOCH_KEY, json_pack("{s:i, s:s, s:I, s:s}", "format", FORMAT, "op", op, "epoch",
-                                                             (json_int_t)(epoch + 1), "leader", s->name)));
+    struct txn t = {.compare = json_pack("[o]", compare_revision(EPOCH_KEY, before)),
+                    .probe = EPOCH_KEY,
+                    .probe_is_put = true,
+                    .probe_revision = before,
+                    .op = op};
+    t.success = json_pack(
+        "[o]", put_of(EPOCH_KEY, json_pack("{s:i, s:s, s:I, s:s}", "format", FORMAT, "op", op,
+                                           "epoch", (json_int_t)(epoch + 1), "leader", s->name)));
     err = txn_run(s, &t, &revision, e);
     json_decref(t.compare);
     json_decref(t.success);
@@ -359,8 +372,11 @@ static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
         *ret_epoch = s->epoch = epoch + 1;
         s->epoch_revision = revision;
     } else if (err == ERR_CONFLICT) {
-        err = error_set(e, ERR_STALE, "another control plane has taken epoch %" PRIu64 " or a later one", epoch + 1);
-        s->epoch_known = s->told_revision > 0; /* who follows is told of it; else it is read again */
+        err = error_set(e, ERR_STALE,
+                        "another control plane has taken epoch %" PRIu64 " or a later one",
+                        epoch + 1);
+        s->epoch_known =
+            s->told_revision > 0; /* who follows is told of it; else it is read again */
     }
     pthread_mutex_unlock(&s->mutex);
     return err;
@@ -392,7 +408,8 @@ static enum err on_load(void *user, const struct kv *kv, struct error *e)
     return l->on_record(l->user, kind, id, value, e);
 }
 
-static enum err load(void *self, store_on_record *on_record, void *user, uint64_t *ret_next_id, struct error *e)
+static enum err load(void *self, store_on_record *on_record, void *user, uint64_t *ret_next_id,
+                     struct error *e)
 {
     struct etcd_store *s = self;
     struct load l = {.s = s, .on_record = on_record, .user = user};
@@ -423,7 +440,8 @@ static bool key_is_in(const struct store_write *first, const struct store_write 
     return false;
 }
 
-/* The first write of the chain that is not part of this transaction: a key can be written once in one. */
+/* The first write of the chain that is not part of this transaction: a key can be written once in
+ * one. */
 static const struct store_write *batch_end(const struct store_write *first)
 {
     size_t count = 0, bytes = 0;
@@ -442,21 +460,23 @@ static uint64_t revision_of(const struct etcd_store *s, const struct store_write
     return (uint64_t)(uintptr_t)map_get(&s->revisions[w->kind], w->id);
 }
 
-static void txn_add(struct etcd_store *s, struct txn *t, const struct store_write *w, uint64_t *next_id)
+static void txn_add(struct etcd_store *s, struct txn *t, const struct store_write *w,
+                    uint64_t *next_id)
 {
     char key[96];
     record_key(w->kind, w->id, key, sizeof(key));
     json_array_append_new(t->compare, compare_revision(key, revision_of(s, w)));
     if (w->value != NULL)
-        json_array_append_new(t->success, put_of(key, json_pack("{s:i, s:s, s:s}", "format", FORMAT, "op", t->op, "value",
-                                                                w->value)));
+        json_array_append_new(t->success, put_of(key, json_pack("{s:i, s:s, s:s}", "format", FORMAT,
+                                                                "op", t->op, "value", w->value)));
     else
-        json_array_append_new(t->success, json_pack("{s:{s:o}}", "requestDeleteRange", "key", key_json(key)));
+        json_array_append_new(t->success,
+                              json_pack("{s:{s:o}}", "requestDeleteRange", "key", key_json(key)));
     *next_id = MAX(*next_id, MAX(w->next_id, w->id + 1));
 }
 
-static void txn_written(struct etcd_store *s, const struct store_write *first, const struct store_write *end,
-                        uint64_t revision, uint64_t next_id)
+static void txn_written(struct etcd_store *s, const struct store_write *first,
+                        const struct store_write *end, uint64_t revision, uint64_t next_id)
 {
     for (const struct store_write *w = first; w != end; w = w->private.next)
         if (w->value != NULL)
@@ -482,11 +502,14 @@ static enum err conflict(struct etcd_store *s, uint64_t epoch, struct error *e)
     pthread_mutex_lock(&s->mutex);
     bool stale = s->epoch_revision != ours || s->epoch != epoch;
     pthread_mutex_unlock(&s->mutex);
-    return stale ? error_set(e, ERR_STALE, "another control plane leads now (epoch %" PRIu64 ")", s->epoch)
-                 : error_set(e, ERR_CONFLICT, "etcd's keys below " PREFIX " were changed by something else");
+    return stale ? error_set(e, ERR_STALE, "another control plane leads now (epoch %" PRIu64 ")",
+                             s->epoch)
+                 : error_set(e, ERR_CONFLICT,
+                             "etcd's keys below " PREFIX " were changed by something else");
 }
 
-static enum err commit(void *self, uint64_t epoch, const struct store_write *first, size_t *ret_count, struct error *e)
+static enum err commit(void *self, uint64_t epoch, const struct store_write *first,
+                       size_t *ret_count, struct error *e)
 {
     struct etcd_store *s = self;
     const struct store_write *end = batch_end(first);
@@ -494,8 +517,11 @@ static enum err commit(void *self, uint64_t epoch, const struct store_write *fir
     uint64_t revision = 0, next_id = 0;
     op_make(op);
     record_key(first->kind, first->id, probe, sizeof(probe));
-    struct txn t = {.compare = json_array(), .success = json_array(), .probe = probe,
-                    .probe_is_put = first->value != NULL, .op = op};
+    struct txn t = {.compare = json_array(),
+                    .success = json_array(),
+                    .probe = probe,
+                    .probe_is_put = first->value != NULL,
+                    .op = op};
     pthread_mutex_lock(&s->mutex);
     bool ours = s->epoch == epoch;
     t.probe_revision = revision_of(s, first);
@@ -504,11 +530,15 @@ static enum err commit(void *self, uint64_t epoch, const struct store_write *fir
         txn_add(s, &t, w, &next_id);
     bool id_is_new = next_id > s->next_id || s->next_id_revision == 0;
     if (id_is_new)
-        json_array_append_new(t.success, put_of(NEXT_ID_KEY, json_pack("{s:i, s:s, s:I}", "format", FORMAT, "op", op,
-                                                                       "next_id", (json_int_t)MAX(next_id, s->next_id))));
+        json_array_append_new(
+            t.success,
+            put_of(NEXT_ID_KEY, json_pack("{s:i, s:s, s:I}", "format", FORMAT, "op", op, "next_id",
+                                          (json_int_t)MAX(next_id, s->next_id))));
     pthread_mutex_unlock(&s->mutex);
-    enum err err = ours ? txn_run(s, &t, &revision, e)
-                        : error_set(e, ERR_STALE, "another control plane leads now (epoch %" PRIu64 ")", s->epoch);
+    enum err err = ours
+                       ? txn_run(s, &t, &revision, e)
+                       : error_set(e, ERR_STALE,
+                                   "another control plane leads now (epoch %" PRIu64 ")", s->epoch);
     json_decref(t.compare);
     json_decref(t.success);
     if (err == ERR_CONFLICT)
@@ -536,12 +566,14 @@ static void tidy(void *self)
     pthread_mutex_lock(&s->mutex);
     uint64_t newest = MAX(s->told_revision, s->epoch_revision);
     pthread_mutex_unlock(&s->mutex);
-    memmove(s->compact_revisions, s->compact_revisions + 1, sizeof(s->compact_revisions) - sizeof(uint64_t));
+    memmove(s->compact_revisions, s->compact_revisions + 1,
+            sizeof(s->compact_revisions) - sizeof(uint64_t));
     s->compact_revisions[COMPACT_KEPT - 1] = newest;
     if (oldest == 0)
         return;
     json_t *request = json_pack("{s:o}", "revision", number_json(oldest)), *answer = NULL;
-    if (etcd_try(s->calls, "/v3/kv/compaction", request, 8 * ETCD_ATTEMPT_MS, &answer, &e) == ERR_OK)
+    if (etcd_try(s->calls, "/v3/kv/compaction", request, 8 * ETCD_ATTEMPT_MS, &answer, &e) ==
+        ERR_OK)
         json_decref(answer);
     json_decref(request); /* a failure is tried again in 5 minutes, with more to gain */
 }
@@ -614,7 +646,8 @@ static void forget_unseen(struct follow *f, enum store_kind kind, uint64_t revis
         const struct map_entry *entry = &s->revisions[kind].entries[i];
         if (entry->value == NULL)
             continue;
-        if (map_get(&f->seen[kind], entry->key) != NULL || (uint64_t)(uintptr_t)entry->value > revision)
+        if (map_get(&f->seen[kind], entry->key) != NULL ||
+            (uint64_t)(uintptr_t)entry->value > revision)
             map_put(&kept, entry->key, entry->value);
         else
             gone[count++] = entry->key;
@@ -655,7 +688,8 @@ static enum err list_all(struct follow *f, uint64_t *ret_revision, struct error 
 static bool on_watch_message(void *user, const json_t *message)
 {
     struct follow *f = user;
-    const json_t *result = json_object_get(message, "result"), *events = json_object_get(result, "events");
+    const json_t *result = json_object_get(message, "result"),
+                 *events = json_object_get(result, "events");
     json_t *event;
     size_t i;
     if (result == NULL || json_is_true(json_object_get(result, "canceled")))
@@ -664,7 +698,8 @@ static bool on_watch_message(void *user, const json_t *message)
     {
         const char *type = json_string_value(json_object_get(event, "type"));
         struct kv kv = {0};
-        f->err = kv_read(json_object_get(event, "kv"), type != NULL && strcmp(type, "DELETE") == 0, &kv, &f->error);
+        f->err = kv_read(json_object_get(event, "kv"), type != NULL && strcmp(type, "DELETE") == 0,
+                         &kv, &f->error);
         if (f->err == ERR_OK)
             f->err = follow_kv(f, &kv, &f->error);
         kv_done(&kv);
@@ -677,10 +712,12 @@ static bool on_watch_message(void *user, const json_t *message)
 
 static enum err watch(struct follow *f, uint64_t revision, const atomic_bool *stop, struct error *e)
 {
-    json_t *request = json_pack("{s:{s:o, s:o, s:o}}", "create_request", "key", key_json(PREFIX), "range_end",
-                                key_json(PREFIX_END), "start_revision", number_json(revision + 1));
+    json_t *request =
+        json_pack("{s:{s:o, s:o, s:o}}", "create_request", "key", key_json(PREFIX), "range_end",
+                  key_json(PREFIX_END), "start_revision", number_json(revision + 1));
     f->err = ERR_OK;
-    enum err err = etcd_stream(f->s->watch, "/v3/watch", request, RELIST_MS, stop, on_watch_message, f, e);
+    enum err err =
+        etcd_stream(f->s->watch, "/v3/watch", request, RELIST_MS, stop, on_watch_message, f, e);
     json_decref(request);
     if (f->err != ERR_OK)
         *e = f->error;
@@ -692,7 +729,8 @@ static bool is_for_ever(enum err err)
     return err == ERR_CORRUPT || err == ERR_VERSION;
 }
 
-static enum err follow(void *self, const struct store_feed *feed, const atomic_bool *stop, struct error *e)
+static enum err follow(void *self, const struct store_feed *feed, const atomic_bool *stop,
+                       struct error *e)
 {
     struct follow f = {.s = self, .feed = feed};
     bool synced = false;
@@ -720,7 +758,8 @@ static void catch_up(void *self)
     (void)clock_gettime(CLOCK_REALTIME, &end);
     end.tv_sec += 30; /* a listing in between may be large */
     pthread_mutex_lock(&s->mutex);
-    while (s->told_revision < s->epoch_revision && pthread_cond_timedwait(&s->told, &s->mutex, &end) == 0)
+    while (s->told_revision < s->epoch_revision &&
+           pthread_cond_timedwait(&s->told, &s->mutex, &end) == 0)
         ;
     pthread_mutex_unlock(&s->mutex);
 }
@@ -747,8 +786,8 @@ static enum err check_version(struct etcd_store *s, struct error *e)
     bool read = text != NULL && sscanf(text, "%u.%u", &major, &minor) == 2;
     bool good = read && (major > 3 || (major == 3 && minor >= VERSION_MINOR_MIN));
     if (!good)
-        err = error_set(e, ERR_VERSION, "etcd at %s is version %s: 3.%d or newer is needed", etcd_endpoint(s->calls),
-                        read ? text : "unknown", VERSION_MINOR_MIN);
+        err = error_set(e, ERR_VERSION, "etcd at %s is version %s: 3.%d or newer is needed",
+                        etcd_endpoint(s->calls), read ? text : "unknown", VERSION_MINOR_MIN);
     json_decref(answer);
     return err;
 }
@@ -768,7 +807,8 @@ static enum err check_members(struct etcd_store *s, struct error *e)
     json_decref(answer);
     if (voters < 2 && !etcd_allows_single(s->calls))
         return error_set(e, ERR_USAGE,
-                         "the etcd at %s has a single member: it is lost with its machine. Use three, or the embedded store "
+                         "the etcd at %s has a single member: it is lost with its machine. Use "
+                         "three, or the embedded store "
                          "(--store sqlite), or say --i-know",
                          etcd_endpoint(s->calls));
     return ERR_OK;

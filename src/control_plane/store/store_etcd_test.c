@@ -1,5 +1,5 @@
-/* store_etcd_test.c - the conformance suite on a real etcd of three members, and what happens to its members: killed,
- * stopped, cut off from a majority. Skipped where there is no etcd. */
+/* store_etcd_test.c - the conformance suite on a real etcd of three members, and what happens to
+ * its members: killed, stopped, cut off from a majority. Skipped where there is no etcd. */
 #include "control_plane/store/etcd.h"
 #include "control_plane/store/store_conformance.h"
 #include <errno.h>
@@ -58,9 +58,10 @@ static void member_start(struct cluster *c, unsigned index, const char *all, boo
     (void)dup2(fd, 1);
     (void)dup2(fd, 2);
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl("/usr/bin/etcd", "etcd", "--name", name, "--data-dir", m->directory, "--listen-client-urls", client,
-          "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-          "--initial-cluster", all, "--initial-cluster-state", is_new ? "new" : "existing", "--heartbeat-interval", "20",
+    execl("/usr/bin/etcd", "etcd", "--name", name, "--data-dir", m->directory,
+          "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls",
+          peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", all,
+          "--initial-cluster-state", is_new ? "new" : "existing", "--heartbeat-interval", "20",
           "--election-timeout", "200", (char *)NULL);
     _exit(127);
 }
@@ -69,15 +70,16 @@ static void members_text(const struct cluster *c, unsigned count, char *ret_text
 {
     ret_text[0] = '\0';
     for (unsigned i = 0; i < count; i++)
-        (void)snprintf(ret_text + strlen(ret_text), bytes - strlen(ret_text), "%sm%u=http://127.0.0.1:%u", i > 0 ? "," : "", i,
-                       c->members[i].peer_port);
+        (void)snprintf(ret_text + strlen(ret_text), bytes - strlen(ret_text),
+                       "%sm%u=http://127.0.0.1:%u", i > 0 ? "," : "", i, c->members[i].peer_port);
 }
 
 static void cluster_start(struct cluster *c, unsigned count)
 {
     char all[200];
     *c = (struct cluster){0};
-    (void)snprintf(c->directory, sizeof(c->directory), "%s/store-etcd-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    (void)snprintf(c->directory, sizeof(c->directory), "%s/store-etcd-XXXXXX",
+                   access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     REQUIRE(mkdtemp(c->directory) != NULL);
     (void)snprintf(c->where, sizeof(c->where), "me@");
     for (unsigned i = 0; i < count; i++) {
@@ -85,8 +87,8 @@ static void cluster_start(struct cluster *c, unsigned count)
         m->client_port = free_port();
         m->peer_port = free_port();
         (void)snprintf(m->directory, sizeof(m->directory), "%s/m%u", c->directory, i);
-        (void)snprintf(c->where + strlen(c->where), sizeof(c->where) - strlen(c->where), "%shttp://127.0.0.1:%u",
-                       i > 0 ? "," : "", m->client_port);
+        (void)snprintf(c->where + strlen(c->where), sizeof(c->where) - strlen(c->where),
+                       "%shttp://127.0.0.1:%u", i > 0 ? "," : "", m->client_port);
     }
     members_text(c, count, all, sizeof(all));
     for (unsigned i = 0; i < count; i++)
@@ -145,8 +147,8 @@ static struct cluster *shared(void)
     struct etcd *calls = NULL;
     struct error e = {0};
     REQUIRE(etcd_open(strchr(c.where, '@') + 1, &calls, &e) == ERR_OK);
-    json_t *answer = NULL, *request = json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/")), "range_end",
-                                                etcd_base64(STR("/dirigent0")));
+    json_t *answer = NULL, *request = json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/")),
+                                                "range_end", etcd_base64(STR("/dirigent0")));
     REQUIRE(etcd_read(calls, "/v3/kv/deleterange", request, &answer, &e) == ERR_OK);
     json_decref(request);
     json_decref(answer);
@@ -160,10 +162,10 @@ __attribute__((destructor)) static void shared_remove(void)
         cluster_end(&the_shared);
 }
 
-#define NEEDS_ETCD()                                                                                                           \
-    if (!there_is_etcd()) {                                                                                                    \
-        test_skip("there is no /usr/bin/etcd");                                                                                \
-        return;                                                                                                                \
+#define NEEDS_ETCD()                            \
+    if (!there_is_etcd()) {                     \
+        test_skip("there is no /usr/bin/etcd"); \
+        return;                                 \
     }
 
 /* ---- conformance ---- */
@@ -236,7 +238,8 @@ TEST(of_two_who_take_the_same_epoch_one_does)
     REQUIRE(store_etcd.open(where, &b, &e) == ERR_OK);
     struct buf none = {0};
     struct bench unused = {.records = none};
-    REQUIRE(store_etcd.load(a, note_record, &unused, &next, &e) == ERR_OK); /* both know the same epoch */
+    REQUIRE(store_etcd.load(a, note_record, &unused, &next, &e) ==
+            ERR_OK); /* both know the same epoch */
     REQUIRE(store_etcd.load(b, note_record, &unused, &next, &e) == ERR_OK);
     CHECK_EQ(store_etcd.take_epoch(a, &epoch, &e), ERR_OK);
     CHECK_EQ(store_etcd.take_epoch(b, &epoch, &e), ERR_STALE);
@@ -278,7 +281,8 @@ static void standby_on_reached(void *user, bool reached, const char *why)
     struct standby *s = user;
     s->reached = reached;
 }
-static void standby_on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id, const struct error *e)
+static void standby_on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
+                             const struct error *e)
 {
     struct standby *s = user;
     s->taken++;
@@ -296,8 +300,13 @@ static void standby_start(struct standby *s, const char *where)
 {
     struct error e = {0};
     *s = (struct standby){0};
-    struct store_follower follower = {s, standby_on_record, standby_on_epoch, standby_on_synced, standby_on_reached,
-                                      standby_on_taken, standby_on_lost};
+    struct store_follower follower = {s,
+                                      standby_on_record,
+                                      standby_on_epoch,
+                                      standby_on_synced,
+                                      standby_on_reached,
+                                      standby_on_taken,
+                                      standby_on_lost};
     REQUIRE(loop_new(&s->loop, &e) == ERR_OK);
     REQUIRE(store_open(&store_etcd, where, &s->store, &e) == ERR_OK);
     REQUIRE(store_follow(s->store, s->loop, &follower, &e) == ERR_OK);
@@ -312,11 +321,11 @@ static void standby_end(struct standby *s)
     buf_done(&s->told);
 }
 
-#define UNTIL(s, condition)                                                                                                    \
-    do {                                                                                                                       \
-        for (int i_ = 0; i_ < 1500 && !(condition); i_++)                                                                      \
-            loop_run_once((s)->loop, 10);                                                                                      \
-        CHECK(condition);                                                                                                      \
+#define UNTIL(s, condition)                               \
+    do {                                                  \
+        for (int i_ = 0; i_ < 1500 && !(condition); i_++) \
+            loop_run_once((s)->loop, 10);                 \
+        CHECK(condition);                                 \
     } while (0)
 
 static bool was_told(const struct standby *s, const char *text)
@@ -496,8 +505,9 @@ TEST(a_damaged_key_is_named)
     struct etcd *calls = NULL;
     json_t *answer = NULL;
     REQUIRE(etcd_open(strchr(where, '@') + 1, &calls, &e) == ERR_OK);
-    json_t *request = json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/functions/0000000000000005")), "value",
-                                etcd_base64(STR("{\"format\":1,\"op\":\"x\"}")));
+    json_t *request =
+        json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/functions/0000000000000005")),
+                  "value", etcd_base64(STR("{\"format\":1,\"op\":\"x\"}")));
     REQUIRE(etcd_read(calls, "/v3/kv/put", request, &answer, &e) == ERR_OK);
     json_decref(request);
     json_decref(answer);
