@@ -159,6 +159,7 @@ def test_any_control_plane_answers(make):
     assert cluster.items("/v1/functions", at=follower) == []
 
 
+@pytest.mark.slow
 def test_a_member_of_etcd_dies_and_nothing_is_lost(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1")
@@ -222,6 +223,7 @@ def control_plane(*flags):
     return run_cli("control-plane", "--cluster", f"127.0.0.1:{ports[0]}", "--api", f"127.0.0.1:{ports[1]}", *flags, timeout=60)
 
 
+@pytest.mark.slow
 def test_settings_that_make_no_sense_are_refused():
     home = pathlib.Path(tempfile.mkdtemp(prefix="dirigent-test-"))
     home.chmod(0o755)
@@ -238,6 +240,7 @@ def test_settings_that_make_no_sense_are_refused():
     shutil.rmtree(home)
 
 
+@pytest.mark.slow
 def test_two_with_one_identity_and_strangers_are_refused(make):
     cluster = make()
     own = cluster.cluster_addresses[0]
