@@ -75,6 +75,15 @@ void answer_done(struct answer *a)
     a->json = NULL;
 }
 
+enum err client_check_plain_name(const char *name, struct error *e)
+{
+    size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
+    if (name[0] == '\0' || name[good] != '\0')
+        return error_set(e, ERR_USAGE, "'%.100s' is no name: letters, digits, '-', '.' and '_'",
+                         name);
+    return ERR_OK;
+}
+
 enum err client_check_name(const char *name, struct error *e)
 {
     struct error inner = {0};
@@ -186,6 +195,16 @@ enum err client_transport_error(CURL *curl, CURLcode code, const char *what, con
     }
 }
 
+/* The key is no argument: those can be read by others on this host. */
+static struct curl_slist *key_append(struct curl_slist *headers)
+{
+    const char *key = getenv("DIRIGENT_API_KEY");
+    if (key == NULL || key[0] == '\0')
+        return headers;
+    cleanup(free_pointer) char *header = mem_printf("Authorization: Bearer %s", key);
+    return curl_slist_append(headers, header);
+}
+
 static enum err call_once(struct client *c, const struct client_call *call,
                           struct answer *ret_answer, struct error *e)
 {
@@ -208,6 +227,7 @@ static enum err call_once(struct client *c, const struct client_call *call,
     headers =
         curl_slist_append(headers, call->read != NULL ? "Content-Type: application/octet-stream"
                                                       : "Accept: application/json, text/plain");
+    headers = key_append(headers);
     curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, headers);
     CURLcode code = curl_easy_perform(c->curl);
     (void)curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &answer.status);

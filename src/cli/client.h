@@ -59,6 +59,9 @@ must_check enum err url_normalize(const char *text, const char *origin, char **r
 /* Whether a function can have this name: it goes into paths. ERR_USAGE. */
 must_check enum err client_check_name(const char *name, struct error *e);
 /* Proxies are not asked for what is on this machine. */
+/* The same of a worker, data plane or key. */
+must_check enum err client_check_plain_name(const char *name, struct error *e);
+
 void client_set_common(CURL *curl);
 
 /* ---- reading answers: a missing member is "" or 0 ---- */

@@ -9,4 +9,5 @@ extern const struct command command_invoke, command_list, command_describe, comm
     command_sandboxes, command_workers, command_data_planes, command_status;
 extern const struct command command_worker_cordon, command_worker_uncordon, command_worker_drain,
     command_worker_remove, command_data_plane_remove;
+extern const struct command command_api_key_create, command_api_key_list, command_api_key_remove;
 extern const struct command command_completion;

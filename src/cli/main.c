@@ -27,6 +27,7 @@ const struct command *const commands[] = {
     &command_up, &command_control_plane, &command_data_plane, &command_worker, &command_simulate,
     &command_worker_cordon, &command_worker_uncordon, &command_worker_drain, &command_worker_remove,
     &command_data_plane_remove,
+    &command_api_key_create, &command_api_key_list, &command_api_key_remove,
     &command_deploy, &command_apply, &command_scale, &command_delete,
     &command_invoke, &command_list, &command_describe, &command_logs, &command_sandboxes,
     &command_workers, &command_data_planes, &command_status,

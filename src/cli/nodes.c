@@ -11,16 +11,6 @@
 
 #define LOOK_EVERY_US (200u * US_PER_MS)
 
-/* Names come into paths: what is not plain there must not be sent. */
-static enum err name_check(const char *name, struct error *e)
-{
-    size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
-    if (name[0] == '\0' || name[good] != '\0')
-        return error_set(e, ERR_USAGE, "'%.100s' is no name: letters, digits, '-', '.' and '_'",
-                         name);
-    return ERR_OK;
-}
-
 static enum err change(struct client *c, const char *kind, const char *name, const char *use,
                        json_t **ret_json, struct error *e)
 {
@@ -38,7 +28,7 @@ static enum err change_all(const struct command_input *in, struct client *c, con
     enum output_format format = output_format_of(in->common->output);
     enum err result = ERR_OK;
     for (size_t i = 0; i < in->argument_count; i++)
-        if (name_check(in->arguments[i], e) != ERR_OK)
+        if (client_check_plain_name(in->arguments[i], e) != ERR_OK)
             return ERR_USAGE;
     json_t *items = json_array();
     for (size_t i = 0; i < in->argument_count; i++) {

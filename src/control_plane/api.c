@@ -1,6 +1,7 @@
 /* api.c - the router: one table of routes, answers, and calls that wait for a version. */
 #include "base/log.h"
 #include "control_plane/api_internal.h"
+#include "control_plane/api_keys.h"
 #include "control_plane/blobs.h"
 #include "control_plane/leadership.h"
 #include "control_plane/log_requests.h"
@@ -32,6 +33,9 @@ static const struct route routes[] = {
     {HTTP_GET,    "/v1/data-planes",      handle_data_planes_list},
     {HTTP_DELETE, "/v1/data-planes/*",    handle_data_plane_delete},
     {HTTP_GET,    "/v1/sandboxes",        handle_sandboxes_list},
+    {HTTP_GET,    "/v1/keys",             handle_keys_list},
+    {HTTP_POST,   "/v1/keys",             handle_key_create},
+    {HTTP_DELETE, "/v1/keys/*",           handle_key_delete},
     {HTTP_GET,    "/v1/status",           handle_status},
     {HTTP_GET,    "/healthz",             handle_healthz},
     {HTTP_GET,    "/readyz",              handle_readyz},
@@ -347,8 +351,11 @@ static void answer_not_allowed(struct http_exchange *x, struct str path)
     static const struct {
         enum http_method method;
         const char *text;
-    } words[] = {
-        {HTTP_GET, "GET, HEAD"}, {HTTP_PUT, "PUT"}, {HTTP_PATCH, "PATCH"}, {HTTP_DELETE, "DELETE"}};
+    } words[] = {{HTTP_GET, "GET, HEAD"},
+                 {HTTP_POST, "POST"},
+                 {HTTP_PUT, "PUT"},
+                 {HTTP_PATCH, "PATCH"},
+                 {HTTP_DELETE, "DELETE"}};
     cleanup(buf_done) struct buf header = {0};
     struct str name;
     buf_printf(&header, "Cache-Control: no-store\r\nAllow: ");
@@ -426,6 +433,23 @@ static void answer_standing(struct http_exchange *x, struct str path)
                              "Retry-After: 1\r\nConnection: close\r\n");
 }
 
+/* False: it has been answered. */
+static bool may_go_on(struct api *api, struct http_exchange *x)
+{
+    struct error e = {0};
+    unsigned status = 0;
+    if (api_keys_check(api->cp->api_keys, x, &status, &e) == ERR_OK)
+        return true;
+    json_t *error = json_pack("{s:{s:s, s:s}}", "error", "code",
+                              status == 401 ? "unauthorized" : "permission", "message", e.text);
+    char *text = json_dumps(error, JSON_COMPACT);
+    json_decref(error);
+    http_exchange_answer(x, status, "application/json", str_of(text),
+                         status == 401 ? "WWW-Authenticate: Bearer\r\n" : NULL);
+    free(text);
+    return false;
+}
+
 static bool on_connection(int fd, void *user)
 {
     struct api *api = user;
@@ -455,6 +479,8 @@ static void on_request(struct http_exchange *x, void *user)
                             "changes from a page of another origin are refused", "Origin");
         return;
     }
+    if (!may_go_on(api, x))
+        return;
     for (size_t i = 0; i < ARRAY_COUNT(routes); i++) {
         struct str name;
         if (!path_matches(request->path, routes[i].path, &name))

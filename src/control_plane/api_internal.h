@@ -55,10 +55,10 @@ void wait_begin(struct api *api, struct call *call);
 /* ---- handlers ---- */
 typedef void api_handler(struct control_plane *cp, struct http_exchange *x, const char *name);
 api_handler handle_functions_list, handle_function_get, handle_function_put, handle_function_patch,
-    handle_function_delete, handle_code_put, handle_logs_get, handle_workers_list,
-    handle_worker_get, handle_worker_patch, handle_worker_delete, handle_data_plane_delete,
-    handle_data_planes_list, handle_sandboxes_list, handle_status, handle_healthz, handle_readyz,
-    handle_metrics, handle_check, handle_registration;
+    handle_function_delete, handle_code_put, handle_logs_get, handle_workers_list, handle_keys_list,
+    handle_key_create, handle_key_delete, handle_worker_get, handle_worker_patch,
+    handle_worker_delete, handle_data_plane_delete, handle_data_planes_list, handle_sandboxes_list,
+    handle_status, handle_healthz, handle_readyz, handle_metrics, handle_check, handle_registration;
 
 /* ---- shared pieces ---- */
 json_t *function_to_json(const struct control_plane *cp, const struct function *f, bool with_spec);

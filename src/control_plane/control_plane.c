@@ -5,6 +5,7 @@
 #include "base/privileges.h"
 #include "base/program.h"
 #include "control_plane/api.h"
+#include "control_plane/api_keys.h"
 #include "control_plane/blobs.h"
 #include "control_plane/copies.h"
 #include "control_plane/leadership.h"
@@ -224,6 +225,11 @@ enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint6
         else if (err == ERR_OK)
             links_drop(cp->links, id);
         return err;
+    case STORE_API_KEY:
+        if (value != NULL)
+            return api_keys_load(cp->api_keys, id, value, e);
+        api_keys_drop(cp->api_keys, id);
+        return ERR_OK;
     case STORE_SANDBOX:
         if (value != NULL)
             persisted_load(cp->persisted, id);
@@ -441,6 +447,7 @@ static enum err start(struct program *p, struct error *e)
     cp->registry = registry_new(cp);
     cp->logs = log_requests_new(cp);
     cp->persisted = persisted_new(cp);
+    cp->api_keys = api_keys_new(cp);
     err = links_new(cp, &cp->links, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
@@ -483,6 +490,7 @@ static void stop(struct program *p)
     copies_free(cp->copies);
     log_requests_free(cp->logs);
     persisted_free(cp->persisted);
+    api_keys_free(cp->api_keys);
     links_free(cp->links);
     leadership_free(cp->leadership);
     registry_free(cp->registry);

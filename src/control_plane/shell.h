@@ -24,6 +24,7 @@ struct members;
 struct leadership;
 struct blobs;
 struct copies;
+struct api_keys;
 struct log_requests;
 struct persisted;
 struct api;
@@ -52,6 +53,7 @@ struct control_plane {
     bool again;                    /* after the end: start anew, to stand by */
     struct blobs *blobs;
     struct copies *copies;
+    struct api_keys *api_keys;
     struct log_requests *logs;
     struct persisted *persisted;
     struct api *api;

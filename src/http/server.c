@@ -40,7 +40,7 @@ struct connection {
     struct buf in; /* bytes of the next head or of a body that is not taken yet */
     size_t scanned;
     enum connection_state state;
-    bool keep_alive, peer_ended, in_process, in_body, in_head;
+    bool keep_alive, peer_ended, in_process, in_body, in_head, is_local;
     size_t left_seen; /* what the client had not taken of its answers when the timer was set */
     struct http_exchange exchange;
 };
@@ -599,6 +599,20 @@ static void on_timer(struct loop_timer *timer)
     }
 }
 
+static bool is_loopback(const struct sockaddr_storage *peer)
+{
+    if (peer->ss_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)peer)->sin_addr.s_addr) >> 24 == 127;
+    const struct in6_addr *a = &((const struct sockaddr_in6 *)peer)->sin6_addr;
+    return peer->ss_family == AF_INET6 &&
+           (IN6_IS_ADDR_LOOPBACK(a) || (IN6_IS_ADDR_V4MAPPED(a) && a->s6_addr[12] == 127));
+}
+
+bool http_exchange_is_local(const struct http_exchange *x)
+{
+    return connection_of(x)->is_local;
+}
+
 static void on_accept(struct loop_listener *listener, int fd, const struct sockaddr_storage *peer)
 {
     struct http_server *server = container_of(listener, struct http_server, listener);
@@ -614,6 +628,7 @@ static void on_accept(struct loop_listener *listener, int fd, const struct socka
     c->server = server;
     c->keep_alive = true;
     c->exchange.answered = true;
+    c->is_local = is_loopback(peer);
     loop_timer_init(&c->timer, on_timer);
     if (loop_stream_init(server->loop, &c->stream, &stream_callbacks, fd, &e) != ERR_OK) {
         fd_close(&fd);

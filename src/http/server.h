@@ -42,6 +42,8 @@ struct http_server_times {
  * come after this. */
 void http_server_set_times(struct http_server *s, const struct http_server_times *times);
 
+/* Whether the client is on this host, by the loopback interface. */
+bool http_exchange_is_local(const struct http_exchange *x);
 const struct http_request *
 http_exchange_request(const struct http_exchange *x); /* valid until answered */
 void http_exchange_set_user(struct http_exchange *x, void *user,

@@ -23,6 +23,7 @@ enum store_kind {
     STORE_WORKER,
     STORE_DATA_PLANE,
     STORE_SANDBOX, /* in measurements only: ../persisted.h */
+    STORE_API_KEY,
     STORE_KIND_COUNT
 };
 #define STORE_VALUE_BYTES_MAX (4u * 1024u * 1024u)

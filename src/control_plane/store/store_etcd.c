@@ -35,8 +35,9 @@
 static const char *const kind_names[STORE_KIND_COUNT] = {[STORE_FUNCTION] = "functions",
                                                          [STORE_WORKER] = "workers",
                                                          [STORE_DATA_PLANE] = "data_planes",
-                                                         [STORE_SANDBOX] = "sandboxes"};
-static_assert(STORE_KIND_COUNT == 4, "each kind has a name");
+                                                         [STORE_SANDBOX] = "sandboxes",
+                                                         [STORE_API_KEY] = "api_keys"};
+static_assert(STORE_KIND_COUNT == 5, "each kind has a name");
 
 struct etcd_store {
     struct etcd *calls, *watch; /* the writing thread's, the following thread's */
