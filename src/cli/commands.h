@@ -10,4 +10,5 @@ extern const struct command command_invoke, command_list, command_describe, comm
 extern const struct command command_worker_cordon, command_worker_uncordon, command_worker_drain,
     command_worker_remove, command_data_plane_remove;
 extern const struct command command_api_key_create, command_api_key_list, command_api_key_remove;
+extern const struct command command_doctor;
 extern const struct command command_completion;

@@ -31,7 +31,7 @@ const struct command *const commands[] = {
     &command_deploy, &command_apply, &command_scale, &command_delete,
     &command_invoke, &command_list, &command_describe, &command_logs, &command_sandboxes,
     &command_workers, &command_data_planes, &command_status,
-    &command_completion, &command_version, &command_help,
+    &command_doctor, &command_completion, &command_version, &command_help,
 };
 /* clang-format on */
 const size_t command_count = ARRAY_COUNT(commands);
