@@ -25,9 +25,9 @@ struct route_state {
     struct router *control;
     struct route *route;
     struct list active_node, garbage_node, due_node;
-    double average;     /* in flight, over the last period */
-    uint64_t report_ns; /* while active: when its period ends */
-    bool in_snapshot;
+    double average;                     /* in flight, over the last period */
+    uint64_t report_ns;                 /* while active: when its period ends */
+    bool in_snapshot, going;            /* going: its end is told to the threads */
     uint32_t queue_max, load_balancing; /* as told */
     uint32_t removed_left;              /* endpoints removed, whose memory is still there */
 };
@@ -179,7 +179,7 @@ static void changes_tell(struct router *c)
 static void garbage_expect(struct route *r)
 {
     struct route_state *s = state_of(r);
-    if (!list_is_linked(&s->garbage_node))
+    if (!s->going && !list_is_linked(&s->garbage_node))
         list_push_back(&s->control->garbage, &s->garbage_node);
 }
 
@@ -563,14 +563,24 @@ static void sandbox_remove(struct router *c, uint64_t sandbox_id)
 
 /* ---- functions ---- */
 
+/* What it still has of garbage goes with it, in one update: collected on its own, that could be
+ * freed after the route to which it belongs. */
 static void on_route_gone(struct loop_post *post)
 {
     struct route *r = container_of(post, struct route, gone_post);
+    struct router *c = state_of(r)->control;
     struct after *after = mem_new(sizeof(*after));
-    after->route = r;                   /* after the updates that may still free endpoints of it */
-    changes_tell(state_of(r)->control); /* one of this turn may be about its sandboxes: threads must
-                                           have done with them */
-    update_tell(state_of(r)->control, NULL, 0, after);
+    after->route = r; /* after the updates that may still free endpoints of it */
+    changes_tell(
+        c); /* one of this turn may be about its sandboxes: threads must have done with them */
+    state_of(r)->going = true;
+    list_remove(&state_of(r)->garbage_node);
+    struct dispatch_garbage *g = dispatch_collect(r->dispatch);
+    if (g != NULL) {
+        GROW(after->garbage, after->garbage_count, after->garbage_capacity);
+        after->garbage[after->garbage_count++] = g;
+    }
+    update_tell(c, NULL, 0, after);
 }
 
 static enum dispatch_policy policy_of(Dirigent__LoadBalancing lb)
