@@ -19,6 +19,8 @@ from cluster import BUILD, free_ports, http_call, run_cli, wait_until
 
 SMALL = ["--workers", "20", "--data-planes", "3", "--functions", "300", "--rate", "200", "--duration", "1500ms", "--warm-up", "200ms"]
 
+pytestmark = pytest.mark.slow
+
 
 class ControlPlane:
     def __init__(self, *flags):
@@ -124,7 +126,6 @@ def test_every_call_is_a_cold_start_and_all_are_counted(control_plane):
     assert figures["simulation"]["cpu_s"] > 0
 
 
-@pytest.mark.slow
 def test_what_is_registered_is_what_was_asked_for(control_plane):
     cp = control_plane()
     cp.simulate(*SMALL, "--concurrency", "7", "--window", "300ms")
@@ -152,7 +153,6 @@ def test_calls_that_hold_their_sandbox_keep_it(control_plane):
     assert figures["cut"] == 0
 
 
-@pytest.mark.slow
 def test_too_few_functions_are_told_and_seen_in_the_latencies(control_plane):
     cp = control_plane()
     done = run_cli(*cp.command("--workers", "5", "--data-planes", "1", "--functions", "10", "--rate", "200", "--duration", "1s",
@@ -183,7 +183,6 @@ def test_broken_connections_of_workers_cost_no_call(control_plane):
     assert figures["cut"] == 0
 
 
-@pytest.mark.slow
 def test_a_killed_control_plane_is_waited_for(control_plane):
     cp = control_plane()
     killed = threading.Thread(target=lambda: (wait_until(lambda: cp.metric("dirigent_workers_alive") == 20, 20), time.sleep(0.8),
@@ -240,7 +239,6 @@ def test_stored_sandboxes_are_stored_before_they_are_ordered_and_removed_at_the_
     cp.start()
 
 
-@pytest.mark.slow
 def test_without_it_nothing_is_stored_for_a_sandbox(control_plane):
     cp = control_plane()
     cp.simulate(*SMALL)
