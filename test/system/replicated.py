@@ -111,7 +111,7 @@ class Replicated:
         return Program(self, f"worker-{i}", [
             BUILD / "dirigent", "worker", "--control-plane", ",".join(self.cluster_addresses), "--name", f"worker-{i}",
             "--address", "127.0.0.1", "--data-dir", home / "data", "--run-dir", home / "run", "--address-pool", place.pool,
-            "--host-port-base", place.host_port_base, "--slots", "64", "--blanks", "8", "--instance", instance, "--metrics",
+            "--host-port-base", place.host_port_base, "--slots", place.SLOTS, "--blanks", "8", "--instance", instance, "--metrics",
             f"127.0.0.1:{metrics_port}"])
 
     def all(self):
