@@ -5,16 +5,22 @@
  * endpoint once more; who gives a slot back first lowers the endpoint's word and then looks at
  * `waiting`. All four are sequentially consistent, so at least one of the two sees the other. While
  * somebody waits each freed slot thus has a releaser on its way into the mutex, and whoever joins a
- * queue that is not empty need not look at the endpoints at all. */
+ * queue that is not empty need not look at the endpoints at all. What is owed is seen in the same
+ * way: it is raised before the endpoints are looked at, and looked at after a slot was given back.
+ */
 #include "data_plane/dispatch.h"
 #include "base/rng.h"
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define WORD_DRAINING (UINT64_C(1) << 32)
-#define WORD_REMOVED (UINT64_C(1) << 33)
-#define WORD_EJECTED (UINT64_C(1) << 34)
+/* An endpoint's word: requests in bits 0-27, slots that we hold in bits 28-55 (all ones:
+ * DISPATCH_SLOTS_ALL), flags. In one word, so that none takes a slot that is just given back. */
+#define WORD_SLOTS_SHIFT 28
+#define WORD_SLOTS ((uint64_t)DISPATCH_REQUESTS_MAX << WORD_SLOTS_SHIFT)
+#define WORD_DRAINING (UINT64_C(1) << 56)
+#define WORD_REMOVED (UINT64_C(1) << 57)
+#define WORD_EJECTED (UINT64_C(1) << 58)
 #define WORD_CLOSED (WORD_DRAINING | WORD_REMOVED | WORD_EJECTED)
 #define ENDPOINTS_FIRST 4u
 
@@ -43,7 +49,7 @@ struct thread_state {
 
 struct dispatch {
     _Atomic(struct endpoint_list *) list;
-    _Atomic uint32_t concurrency, policy, waiting;
+    _Atomic uint32_t concurrency, policy, waiting, owed;
     _Atomic bool closed;
     struct dispatch_options options;
     pthread_mutex_t mutex;
@@ -101,12 +107,23 @@ static uint64_t integral_until(const struct thread_state *t, uint64_t now_ns)
 
 static uint32_t word_count(uint64_t word)
 {
-    return (uint32_t)word;
+    return (uint32_t)word & DISPATCH_REQUESTS_MAX;
+}
+
+static uint32_t word_slots(uint64_t word)
+{
+    return (uint32_t)(word >> WORD_SLOTS_SHIFT) & DISPATCH_REQUESTS_MAX;
+}
+
+static uint64_t word_with_slots(uint64_t word, uint32_t slots)
+{
+    return (word & ~WORD_SLOTS) | (uint64_t)MIN(slots, DISPATCH_REQUESTS_MAX) << WORD_SLOTS_SHIFT;
 }
 
 static bool word_has_room(uint64_t word, uint32_t concurrency)
 {
-    return (word & WORD_CLOSED) == 0 && (concurrency == 0 || word_count(word) < concurrency);
+    return (word & WORD_CLOSED) == 0 && word_count(word) < word_slots(word) &&
+           (concurrency == 0 || word_count(word) < concurrency);
 }
 
 static bool endpoint_take(struct dispatch_endpoint *endpoint, uint32_t concurrency)
@@ -313,11 +330,69 @@ static void queue_serve(struct dispatch *d, uint32_t thread, struct dispatch_end
     }
 }
 
+/* ---- what is owed. Under the mutex ---- */
+
+/* Up to `most` of its idle slots. Those above the concurrency go with them: nobody may use them. */
+static uint32_t give_back(struct dispatch *d, struct dispatch_endpoint *endpoint, uint32_t most)
+{
+    uint32_t concurrency = atomic_load_explicit(&d->concurrency, memory_order_relaxed);
+    uint64_t word = atomic_load(&endpoint->word);
+    for (;;) {
+        uint32_t slots = word_slots(word), used = word_count(word);
+        if (concurrency == 0 || (word & (WORD_DRAINING | WORD_REMOVED)) != 0)
+            return 0;
+        uint32_t usable = MIN(slots, concurrency);
+        uint32_t given = usable > used ? MIN(usable - used, most) : 0;
+        if (given == 0)
+            return 0;
+        if (!atomic_compare_exchange_weak(&endpoint->word, &word,
+                                          word_with_slots(word, usable - given)))
+            continue;
+        bool had_all = slots == DISPATCH_REQUESTS_MAX;
+        d->options.on_returned(d->options.user, endpoint, given + (had_all ? 0 : slots - usable),
+                               usable - given);
+        return given;
+    }
+}
+
+static void owed_pay(struct dispatch *d, struct dispatch_endpoint *endpoint)
+{
+    uint32_t owed = atomic_load(&d->owed);
+    if (owed > 0)
+        atomic_store(&d->owed, owed - give_back(d, endpoint, owed));
+}
+
+/* First those that serve nobody: of as few as possible a part remains. */
+static void owed_pay_all(struct dispatch *d)
+{
+    struct endpoint_list *list = atomic_load_explicit(&d->list, memory_order_relaxed);
+    uint32_t count = atomic_load_explicit(&list->count, memory_order_relaxed);
+    for (int idle_only = 1; idle_only >= 0; idle_only--)
+        for (uint32_t i = count; i-- > 0 && atomic_load(&d->owed) > 0;) {
+            struct dispatch_endpoint *endpoint =
+                atomic_load_explicit(&list->items[i], memory_order_relaxed);
+            if (!idle_only || word_count(atomic_load(&endpoint->word)) == 0)
+                owed_pay(d, endpoint);
+        }
+}
+
+uint32_t dispatch_owe(struct dispatch *d, uint32_t slots)
+{
+    assert(d->options.on_returned != NULL);
+    pthread_mutex_lock(&d->mutex);
+    atomic_store(&d->owed, slots);
+    owed_pay_all(d);
+    uint32_t left = atomic_load(&d->owed);
+    pthread_mutex_unlock(&d->mutex);
+    return left;
+}
+
 static void serve_all(struct dispatch *d, uint32_t thread, uint64_t now_ns)
 {
     struct outcome o;
     outcome_init(&o);
     pthread_mutex_lock(&d->mutex);
+    owed_pay_all(d);
     queue_serve(d, thread, NULL, now_ns, &o);
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
@@ -390,11 +465,12 @@ void dispatch_release(struct dispatch *d, uint32_t thread, struct dispatch_endpo
     if ((before & (WORD_DRAINING | WORD_REMOVED)) == WORD_DRAINING && word_count(before) == 1 &&
         d->options.on_idle != NULL)
         d->options.on_idle(d->options.user, endpoint);
-    if (atomic_load(&d->waiting) == 0)
+    if (atomic_load(&d->waiting) == 0 && atomic_load(&d->owed) == 0)
         return;
     struct outcome o;
     outcome_init(&o);
     pthread_mutex_lock(&d->mutex);
+    owed_pay(d, endpoint);
     queue_serve(d, thread, endpoint, now_ns, &o);
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
@@ -506,8 +582,8 @@ static void list_drop(struct dispatch *d, uint32_t index)
     atomic_store(&list->count, count - 1);
 }
 
-bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, void *user, uint32_t thread,
-                           uint64_t now_ns)
+bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, uint32_t slots, void *user,
+                           uint32_t thread, uint64_t now_ns)
 {
     struct outcome o;
     outcome_init(&o);
@@ -518,12 +594,40 @@ bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, void *user, 
             mem_new(sizeof(*endpoint) + d->options.threads * sizeof(endpoint->thread_user[0]));
         endpoint->sandbox_id = sandbox_id;
         endpoint->user = user;
+        endpoint->word = word_with_slots(0, slots);
         list_append(d, endpoint);
+        owed_pay(d, endpoint);
         queue_serve(d, thread, endpoint, now_ns, &o);
     }
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
     return added;
+}
+
+static void slots_add(struct dispatch_endpoint *endpoint, uint32_t slots)
+{
+    uint64_t word = atomic_load(&endpoint->word), next;
+    do {
+        uint64_t sum = (uint64_t)word_slots(word) + slots;
+        next = word_with_slots(word, (uint32_t)MIN(sum, (uint64_t)DISPATCH_REQUESTS_MAX));
+    } while (!atomic_compare_exchange_weak(&endpoint->word, &word, next));
+}
+
+bool dispatch_endpoint_lease(struct dispatch *d, uint64_t sandbox_id, uint32_t slots,
+                             uint32_t thread, uint64_t now_ns)
+{
+    struct outcome o;
+    outcome_init(&o);
+    pthread_mutex_lock(&d->mutex);
+    struct dispatch_endpoint *endpoint = find(d, sandbox_id);
+    if (endpoint != NULL) {
+        slots_add(endpoint, slots);
+        owed_pay(d, endpoint);
+        queue_serve(d, thread, endpoint, now_ns, &o);
+    }
+    pthread_mutex_unlock(&d->mutex);
+    outcome_tell(&o, ERR_TIMEOUT, NULL);
+    return endpoint != NULL;
 }
 
 bool dispatch_endpoint_drain(struct dispatch *d, uint64_t sandbox_id)
@@ -573,6 +677,7 @@ bool dispatch_endpoint_admit(struct dispatch *d, uint64_t sandbox_id, uint32_t t
     struct dispatch_endpoint *endpoint = find(d, sandbox_id);
     if (endpoint != NULL) {
         atomic_fetch_and(&endpoint->word, ~WORD_EJECTED);
+        owed_pay(d, endpoint);
         queue_serve(d, thread, endpoint, now_ns, &o);
     }
     pthread_mutex_unlock(&d->mutex);

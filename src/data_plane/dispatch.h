@@ -11,10 +11,14 @@
  * thread than its own, which passes the news on (loop_post) and touches nothing else.
  *
  * Promises
- * - No endpoint has more requests at once than `concurrency`, whichever threads take part.
+ * - No endpoint has more requests at once than `concurrency`, nor than the slots of it that we
+ * hold, whichever threads take part.
  * - Waiting requests are granted oldest arrival first, over all threads; a request that comes while
  * others wait never overtakes them.
  * - No wake-up is lost: whenever a call has returned, nobody waits while a slot is free.
+ * - What is owed (dispatch_owe) is given back from idle slots at once, else by the next requests
+ * that end, before those who wait get their slots. A slot that was told as returned is used no
+ * more.
  * - An endpoint that drains or is removed gets no request any more; `on_idle` is told exactly once,
  * when a draining one has no request left (within dispatch_endpoint_drain() when it has none
  * already), unless it is removed before.
@@ -27,6 +31,7 @@
 #include <stdatomic.h>
 
 #define DISPATCH_THREADS_MAX 256u
+#define DISPATCH_REQUESTS_MAX 0xfffffffu /* of an endpoint at once, and its slots */
 
 /* Same order as LoadBalancing in dirigent.proto. A full endpoint is passed over by all. */
 enum dispatch_policy {
@@ -46,10 +51,13 @@ struct dispatch; /* opaque */
 struct dispatch_endpoint {
     uint64_t sandbox_id;
     void *user;            /* as given to dispatch_endpoint_add() */
-    _Atomic uint64_t word; /* private: requests in the low half, flags above */
+    _Atomic uint64_t word; /* private: requests, slots, flags */
     struct dispatch_endpoint *next_garbage;
     void *thread_user[]; /* options.threads of them; NULL at first */
 };
+
+/* Of an endpoint's slots: as many as the function's concurrency, whatever that is. */
+#define DISPATCH_SLOTS_ALL UINT32_MAX
 
 struct dispatch_options {
     uint32_t concurrency; /* requests an endpoint takes at once; 0: no limit */
@@ -59,6 +67,11 @@ struct dispatch_options {
     uint64_t seed;
     /* A draining endpoint has no request left. Any thread. May be NULL. */
     void (*on_idle)(void *user, struct dispatch_endpoint *endpoint);
+    /* `slots` of it are given back, `left` remain. Any thread, under the mutex, so that it is told
+     * in the order of the giving: it only passes it on, and calls nothing of the dispatch. May be
+     * NULL when nothing is ever owed. */
+    void (*on_returned)(void *user, struct dispatch_endpoint *endpoint, uint32_t slots,
+                        uint32_t left);
     /* An endpoint's memory goes: free what its `user` and `thread_user` hold. May be NULL. */
     void (*on_free)(void *user, struct dispatch_endpoint *endpoint);
     void *user;
@@ -115,10 +128,16 @@ bool dispatch_cancel(struct dispatch *d, struct dispatch_waiter *w);
 
 /* ---- endpoints: whoever knows of them, any thread ---- */
 
-/* Grants waiters, oldest first, up to its concurrency. False (and nothing is done) when the sandbox
- * is there already. */
-bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, void *user, uint32_t thread,
-                           uint64_t now_ns);
+/* We hold `slots` of it (DISPATCH_SLOTS_ALL: all). Grants waiters, oldest first, up to those. False
+ * (and nothing is done) when the sandbox is there already. */
+bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, uint32_t slots, void *user,
+                           uint32_t thread, uint64_t now_ns);
+/* So many slots more (DISPATCH_SLOTS_ALL: all from now on). False when there is no such sandbox. */
+bool dispatch_endpoint_lease(struct dispatch *d, uint64_t sandbox_id, uint32_t slots,
+                             uint32_t thread, uint64_t now_ns);
+/* From now on so many slots are owed, of whichever endpoints; replaces what was owed before.
+ * Returns what is still owed when all that are idle have been given back. */
+uint32_t dispatch_owe(struct dispatch *d, uint32_t slots);
 /* Each returns false when there is no such sandbox.
  * drain: no new requests, on_idle when there are none left (told once, also when drained twice); it
  * stays known until removed. remove: forgotten. Requests that it has are the caller's to break;
@@ -137,7 +156,8 @@ size_t dispatch_endpoints(struct dispatch *d, struct dispatch_endpoint **ret_end
                           size_t count_max);
 static inline uint32_t dispatch_endpoint_in_flight(const struct dispatch_endpoint *endpoint)
 {
-    return (uint32_t)atomic_load_explicit(&endpoint->word, memory_order_relaxed);
+    return (uint32_t)atomic_load_explicit(&endpoint->word, memory_order_relaxed) &
+           DISPATCH_REQUESTS_MAX;
 }
 bool dispatch_endpoint_is_gone(const struct dispatch_endpoint *endpoint);   /* removed */
 bool dispatch_endpoint_is_ending(const struct dispatch_endpoint *endpoint); /* drained or removed */

@@ -41,6 +41,18 @@ static void on_idle(void *user, struct dispatch_endpoint *endpoint)
     idle_told++;
 }
 
+static struct returned {
+    uint64_t sandbox_id;
+    uint32_t slots, left;
+} returned[16];
+static unsigned returned_count;
+static void on_returned(void *user, struct dispatch_endpoint *endpoint, uint32_t slots,
+                        uint32_t left)
+{
+    returned[returned_count++ % ARRAY_COUNT(returned)] =
+        (struct returned){endpoint->sandbox_id, slots, left};
+}
+
 static struct dispatch *make(uint32_t concurrency, uint32_t queue_max, enum dispatch_policy policy)
 {
     struct dispatch_options options = {.concurrency = concurrency,
@@ -48,8 +60,9 @@ static struct dispatch *make(uint32_t concurrency, uint32_t queue_max, enum disp
                                        .policy = policy,
                                        .threads = 2,
                                        .seed = 7,
-                                       .on_idle = on_idle};
-    idle_told = 0;
+                                       .on_idle = on_idle,
+                                       .on_returned = on_returned};
+    idle_told = returned_count = 0;
     return dispatch_new(&options);
 }
 
@@ -91,7 +104,7 @@ TEST(a_request_without_endpoint_waits_and_is_granted_by_the_first)
     struct request a = {0}, b = {0};
     CHECK_EQ(ask(d, &a, 1), ERR_MORE);
     CHECK_EQ(ask(d, &b, 2), ERR_MORE);
-    CHECK(dispatch_endpoint_add(d, 100, NULL, 0, 3));
+    CHECK(dispatch_endpoint_add(d, 100, DISPATCH_SLOTS_ALL, NULL, 0, 3));
     CHECK_EQ(a.state, R_GRANTED);
     CHECK_EQ(b.state, R_WAITING); /* never more than the concurrency */
     take(d, &a, 3);
@@ -99,7 +112,7 @@ TEST(a_request_without_endpoint_waits_and_is_granted_by_the_first)
     give_back(d, &a, 4);
     take(d, &b, 4);
     give_back(d, &b, 5);
-    CHECK(!dispatch_endpoint_add(d, 100, NULL, 0, 6)); /* known */
+    CHECK(!dispatch_endpoint_add(d, 100, DISPATCH_SLOTS_ALL, NULL, 0, 6)); /* known */
     dispatch_free(d);
 }
 
@@ -110,7 +123,7 @@ TEST(a_full_queue_refuses_and_an_old_request_keeps_its_place)
     CHECK_EQ(ask(d, &first, 10), ERR_MORE);
     CHECK_EQ(ask(d, &retried, 11), ERR_MORE);
     CHECK_EQ(ask(d, &third, 12), ERR_BUSY);
-    CHECK(dispatch_endpoint_add(d, 1, NULL, 0, 13));
+    CHECK(dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 13));
     CHECK_EQ(retried.state, R_GRANTED); /* arrived first, though it asked again later */
     CHECK_EQ(first.state, R_WAITING);
     CHECK_EQ(ask(d, &second, 14), ERR_MORE);
@@ -129,7 +142,7 @@ TEST(without_a_queue_a_free_slot_is_still_given)
     struct dispatch *d = make(1, 0, DISPATCH_LEAST_LOADED);
     struct request a = {0}, b = {0};
     CHECK_EQ(ask(d, &a, 1), ERR_BUSY);
-    dispatch_endpoint_add(d, 1, NULL, 0, 1);
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 1);
     CHECK_EQ(ask(d, &a, 2), ERR_OK);
     CHECK_EQ(ask(d, &b, 2), ERR_BUSY);
     give_back(d, &a, 3);
@@ -140,7 +153,7 @@ TEST(draining_tells_once_when_idle_and_takes_no_new_request)
 {
     struct dispatch *d = make(2, 10, DISPATCH_LEAST_LOADED);
     struct request a = {0}, b = {0};
-    dispatch_endpoint_add(d, 1, NULL, 0, 1);
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 1);
     CHECK_EQ(ask(d, &a, 1), ERR_OK);
     CHECK(dispatch_endpoint_drain(d, 1));
     CHECK(dispatch_endpoint_drain(d, 1));
@@ -149,7 +162,7 @@ TEST(draining_tells_once_when_idle_and_takes_no_new_request)
     give_back(d, &a, 3);
     CHECK_EQ(idle_told, 1);
     CHECK_EQ(b.state, R_WAITING);
-    dispatch_endpoint_add(d, 2, NULL, 0, 4);
+    dispatch_endpoint_add(d, 2, DISPATCH_SLOTS_ALL, NULL, 0, 4);
     take(d, &b, 4);
     CHECK_EQ(b.endpoint->sandbox_id, 2);
     give_back(d, &b, 4);
@@ -163,7 +176,7 @@ TEST(a_removed_endpoint_is_freed_when_its_last_request_has_ended)
 {
     struct dispatch *d = make(0, 10, DISPATCH_LEAST_LOADED);
     struct request a = {0};
-    dispatch_endpoint_add(d, 1, NULL, 0, 1);
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 1);
     CHECK_EQ(ask(d, &a, 1), ERR_OK);
     CHECK(dispatch_endpoint_remove(d, 1));
     CHECK(!dispatch_endpoint_remove(d, 1));
@@ -184,7 +197,7 @@ TEST(an_ejected_endpoint_comes_back_with_room_for_waiters)
 {
     struct dispatch *d = make(1, 10, DISPATCH_LEAST_LOADED);
     struct request a = {0};
-    dispatch_endpoint_add(d, 1, NULL, 0, 1);
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 1);
     CHECK(dispatch_endpoint_eject(d, 1));
     CHECK_EQ(ask(d, &a, 2), ERR_MORE);
     CHECK(dispatch_endpoint_admit(d, 1, 0, 3));
@@ -217,11 +230,83 @@ TEST(a_request_past_its_deadline_fails_instead_of_being_granted)
     CHECK_EQ(ask(d, &late, 2), ERR_TIMEOUT);
     CHECK_EQ(ask(d, &a, 10), ERR_MORE);
     CHECK_EQ(ask(d, &b, 11), ERR_MORE);
-    dispatch_endpoint_add(d, 1, NULL, 0, 60);
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 60);
     CHECK_EQ(a.state, R_FAILED);
     CHECK_EQ(a.err, ERR_TIMEOUT);
     take(d, &b, 60);
     give_back(d, &b, 61);
+    dispatch_free(d);
+}
+
+static void empty(struct dispatch *d, struct request *requests, size_t count);
+
+TEST(only_the_slots_that_are_held_are_used)
+{
+    struct dispatch *d = make(5, 10, DISPATCH_LEAST_LOADED);
+    struct request r[4] = {0};
+    dispatch_endpoint_add(d, 1, 2, NULL, 0, 0);
+    CHECK_EQ(ask(d, &r[0], 1), ERR_OK);
+    CHECK_EQ(ask(d, &r[1], 2), ERR_OK);
+    CHECK_EQ(ask(d, &r[2], 3), ERR_MORE);
+    CHECK(dispatch_endpoint_lease(d, 1, 1, 0, 4));
+    CHECK_EQ(r[2].state, R_GRANTED);
+    CHECK_EQ(ask(d, &r[3], 5), ERR_MORE);
+    CHECK(dispatch_endpoint_lease(d, 1, DISPATCH_SLOTS_ALL, 0, 6));
+    CHECK_EQ(r[3].state, R_GRANTED);
+    CHECK(!dispatch_endpoint_lease(d, 2, 1, 0, 7)); /* not known */
+    take(d, &r[2], 8);
+    take(d, &r[3], 8);
+    empty(d, r, 4);
+    dispatch_free(d);
+}
+
+TEST(what_is_owed_is_given_from_idle_slots_and_then_before_the_queue)
+{
+    struct dispatch *d = make(1, 10, DISPATCH_LEAST_LOADED);
+    struct request r[3] = {0};
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 0);
+    dispatch_endpoint_add(d, 2, DISPATCH_SLOTS_ALL, NULL, 0, 0);
+    CHECK_EQ(ask(d, &r[0], 1), ERR_OK);
+    CHECK_EQ(dispatch_owe(d, 2), 1); /* one at once */
+    REQUIRE(returned_count == 1);
+    CHECK(returned[0].sandbox_id != r[0].endpoint->sandbox_id);
+    CHECK_EQ(returned[0].slots, 1);
+    CHECK_EQ(returned[0].left, 0);
+    CHECK_EQ(ask(d, &r[1], 2), ERR_MORE); /* none of the one that went */
+    CHECK_EQ(ask(d, &r[2], 3), ERR_MORE);
+    give_back(d, &r[0], 4);
+    CHECK_EQ(returned_count, 2);
+    CHECK_EQ(r[1].state, R_WAITING);
+    CHECK(dispatch_endpoint_lease(d, 1, 1, 0, 5)); /* and back */
+    CHECK_EQ(r[1].state, R_GRANTED);
+    CHECK_EQ(dispatch_owe(d, 1), 1);
+    CHECK_EQ(dispatch_owe(d, 0), 0); /* not owed any more */
+    take(d, &r[1], 6);
+    give_back(d, &r[1], 7);
+    CHECK_EQ(returned_count, 2);
+    CHECK_EQ(r[2].state, R_GRANTED);
+    take(d, &r[2], 8);
+    give_back(d, &r[2], 9);
+    dispatch_free(d);
+}
+
+TEST(slots_above_a_lowered_concurrency_go_back_with_the_others)
+{
+    struct dispatch *d = make(5, 10, DISPATCH_LEAST_LOADED);
+    struct request a = {0};
+    dispatch_endpoint_add(d, 1, 4, NULL, 0, 0);
+    CHECK_EQ(ask(d, &a, 1), ERR_OK);
+    dispatch_configure(d, 2, 10, DISPATCH_LEAST_LOADED, 0, 2);
+    CHECK_EQ(dispatch_owe(d, 1), 0);
+    REQUIRE(returned_count == 1);
+    CHECK_EQ(returned[0].slots, 3);
+    CHECK_EQ(returned[0].left, 1);
+    give_back(d, &a, 3);
+    dispatch_configure(d, 0, 10, DISPATCH_LEAST_LOADED, 0, 4);
+    CHECK_EQ(dispatch_owe(d, 1), 1); /* without a limit there is nothing to give */
+    CHECK(dispatch_endpoint_drain(d, 1));
+    dispatch_configure(d, 2, 10, DISPATCH_LEAST_LOADED, 0, 5);
+    CHECK_EQ(returned_count, 1); /* nor of one that drains: all of it goes */
     dispatch_free(d);
 }
 
@@ -235,7 +320,7 @@ TEST(the_average_is_weighted_by_time)
     struct dispatch *d = make(4, 10, DISPATCH_LEAST_LOADED);
     struct request a = {0}, b = {0};
     struct dispatch_demand demand;
-    dispatch_endpoint_add(d, 1, NULL, 0, 0);
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 0);
     (void)dispatch_average(d, 1000);
     ask(d, &a, 1000);
     ask(d, &b, 1500);
@@ -270,7 +355,7 @@ TEST(each_policy_chooses_as_its_name_says)
         struct dispatch *d = make(4, 10, policy);
         memset(r, 0, sizeof(r));
         for (uint64_t id = 1; id <= 3; id++)
-            dispatch_endpoint_add(d, id, NULL, 0, 0);
+            dispatch_endpoint_add(d, id, DISPATCH_SLOTS_ALL, NULL, 0, 0);
         fill(d, r, 6);
         struct dispatch_endpoint *e[3];
         CHECK_EQ(dispatch_endpoints(d, e, 3), 3);
@@ -296,7 +381,7 @@ TEST(least_loaded_stays_with_the_endpoint_it_used_last_when_that_is_idle)
     struct dispatch *d = make(1, 10, DISPATCH_LEAST_LOADED);
     struct request a = {0}, b = {0};
     for (uint64_t id = 1; id <= 4; id++)
-        dispatch_endpoint_add(d, id, NULL, 0, 0);
+        dispatch_endpoint_add(d, id, DISPATCH_SLOTS_ALL, NULL, 0, 0);
     ask(d, &a, 1);
     ask(d, &b, 1);
     uint64_t last = b.endpoint->sandbox_id;
@@ -426,7 +511,7 @@ static void step_endpoint(struct dispatch *d, struct model *m, uint32_t id, uint
     case 0:
     case 1:
         /* requests of a removed namesake are still in flight: as if it had another id */
-        CHECK_EQ(dispatch_endpoint_add(d, id, NULL, 1, now), !e->known);
+        CHECK_EQ(dispatch_endpoint_add(d, id, DISPATCH_SLOTS_ALL, NULL, 1, now), !e->known);
         if (!e->known)
             *e = (struct model_endpoint){.known = true};
         break;
@@ -545,7 +630,7 @@ static void stress_on_free(void *user, struct dispatch_endpoint *endpoint)
 static void stress_add(struct stress *s, uint64_t id, uint32_t thread, uint64_t now)
 {
     struct stress_sandbox *sandbox = mem_new(sizeof(*sandbox));
-    if (!dispatch_endpoint_add(s->d, id, sandbox, thread, now))
+    if (!dispatch_endpoint_add(s->d, id, DISPATCH_SLOTS_ALL, sandbox, thread, now))
         free(sandbox);
 }
 
@@ -715,4 +800,100 @@ TEST(threads_agree_while_endpoints_come_and_go)
     for (uint64_t seed = 1; seed <= 6; seed++)
         stress((uint32_t)(seed % 4), (enum dispatch_policy)(seed % DISPATCH_POLICY_COUNT), seed,
                true);
+}
+
+/* ---- slots that move between two data planes ---- */
+
+struct market { /* two dispatches with one sandbox, whose slots another thread moves to and fro */
+    struct dispatch *d[2];
+    _Atomic uint32_t holders, over, moved, returned[2], stop;
+    uint32_t over_while_moving;
+};
+struct market_side {
+    struct market *m;
+    uint32_t side, thread;
+    pthread_t id;
+};
+#define MARKET_SLOTS 3u
+
+static void market_on_returned(void *user, struct dispatch_endpoint *endpoint, uint32_t slots,
+                               uint32_t left)
+{
+    atomic_fetch_add((_Atomic uint32_t *)user, slots);
+}
+
+static void *market_call(void *user)
+{
+    struct market_side *self = user;
+    struct market *m = self->m;
+    struct dispatch *d = m->d[self->side];
+    for (uint64_t now = 1; atomic_load(&m->stop) == 0; now++) {
+        struct stress_request r = {.waiter = {.on_grant = stress_on_grant,
+                                              .on_failed = stress_on_failed,
+                                              .arrived_ns = now}};
+        enum err err = dispatch_acquire(d, self->thread, &r.waiter, now, &r.endpoint);
+        while (err == ERR_MORE && atomic_load(&r.told) == 0)
+            (void)sched_yield();
+        if (err == ERR_MORE)
+            r.endpoint = dispatch_take_grant(d, self->thread, &r.waiter, now);
+        if (atomic_fetch_add(&m->holders, 1) >= MARKET_SLOTS)
+            atomic_fetch_add(&m->over, 1);
+        (void)sched_yield();
+        atomic_fetch_sub(&m->holders, 1);
+        dispatch_release(d, self->thread, r.endpoint, now);
+    }
+    return NULL;
+}
+
+static void *market_move(void *user)
+{
+    struct market *m = user;
+    uint32_t from = 0;
+    for (uint32_t round = 1; round <= 4000; round++) {
+        (void)dispatch_owe(m->d[from], round % MARKET_SLOTS + 1);
+        (void)sched_yield();
+        (void)dispatch_owe(m->d[from], 0);
+        uint32_t slots = atomic_exchange(&m->returned[from], 0);
+        if (slots > 0)
+            (void)dispatch_endpoint_lease(m->d[1 - from], 1, slots, 2, round);
+        atomic_fetch_add(&m->moved, slots);
+        from = 1 - from;
+    }
+    m->over_while_moving = atomic_load(&m->over);
+    /* More than there are, so that nobody waits when it ends. */
+    for (int side = 0; side < 2; side++)
+        (void)dispatch_endpoint_lease(m->d[side], 1, MARKET_SLOTS, 2, 5000);
+    return NULL;
+}
+
+/* However slots move: no more requests at once than there are slots, and none is lost. */
+TEST(moving_slots_are_never_used_twice)
+{
+    struct market *m = mem_new(sizeof(*m));
+    struct market_side sides[4];
+    pthread_t mover;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct dispatch_options options = {.concurrency = MARKET_SLOTS,
+                                           .queue_max = 1000,
+                                           .threads = 3,
+                                           .seed = i,
+                                           .on_returned = market_on_returned,
+                                           .user = (void *)&m->returned[i]};
+        m->d[i] = dispatch_new(&options);
+        dispatch_endpoint_add(m->d[i], 1, i == 0 ? MARKET_SLOTS : 0, NULL, 2, 0);
+    }
+    for (uint32_t i = 0; i < ARRAY_COUNT(sides); i++) {
+        sides[i] = (struct market_side){.m = m, .side = i / 2, .thread = i % 2};
+        REQUIRE(pthread_create(&sides[i].id, NULL, market_call, &sides[i]) == 0);
+    }
+    REQUIRE(pthread_create(&mover, NULL, market_move, m) == 0);
+    pthread_join(mover, NULL);
+    CHECK(atomic_load(&m->moved) > 100);
+    atomic_store(&m->stop, 1);
+    for (uint32_t i = 0; i < ARRAY_COUNT(sides); i++)
+        pthread_join(sides[i].id, NULL);
+    CHECK_EQ(m->over_while_moving, 0);
+    for (int side = 0; side < 2; side++)
+        dispatch_free(m->d[side]);
+    free(m);
 }

@@ -550,7 +550,7 @@ static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
     loop_timer_init(&s->readmit, on_readmit);
     map_put(&c->sandboxes, s->id, s);
     garbage_expect(r); /* the list may have been outgrown */
-    bool added = dispatch_endpoint_add(r->dispatch, s->id, sandbox, c->thread, sandbox->added_ns);
+    bool added = dispatch_endpoint_add(r->dispatch, s->id, DISPATCH_SLOTS_ALL, sandbox, c->thread, sandbox->added_ns);
     assert(added);
 }
 

@@ -204,7 +204,7 @@ static void endpoint_put(struct sim *s, uint32_t plane, const struct item *o)
     *e = (struct endpoint){.id = o->sandbox_id, .route = r, .in_snapshot = true};
     map_put(&p->endpoints, e->id, e);
     sim_trace(s, "data plane %u may use %llx", plane, (unsigned long long)e->id);
-    bool added = dispatch_endpoint_add(r->dispatch, e->id, mem_new(sizeof(struct slots)), THREADS,
+    bool added = dispatch_endpoint_add(r->dispatch, e->id, DISPATCH_SLOTS_ALL, mem_new(sizeof(struct slots)), THREADS,
                                        now_ns(s));
     FAIL_UNLESS(s, added, "sandbox %llx was there already", (unsigned long long)e->id);
 }
