@@ -286,7 +286,9 @@ TEST(what_is_owed_is_given_from_idle_slots_and_then_before_the_queue)
     CHECK_EQ(returned_count, 2);
     CHECK_EQ(r[2].state, R_GRANTED);
     take(d, &r[2], 8);
-    give_back(d, &r[2], 9);
+    CHECK_EQ(dispatch_owe(d, 1), 1);
+    give_back(d, &r[2], 9); /* nobody waits */
+    CHECK_EQ(returned_count, 3);
     dispatch_free(d);
 }
 

@@ -36,8 +36,10 @@ struct sandbox_state { /* one known endpoint */
     uint64_t id;
     struct router *control;
     struct route *route;
+    const struct sandbox *sandbox; /* its endpoint's */
     struct loop_timer readmit;
     bool in_snapshot, drained, forget_when_idle;
+    uint32_t slots; /* held, but for those of which the giving back is still on its way to us */
     uint32_t reported_in_flight;
 };
 
@@ -67,6 +69,8 @@ struct router {
         char reason[160];
     } * failed;
     size_t failed_count, failed_capacity;
+    struct snapshot_slots *returned; /* slots, to be told */
+    size_t returned_count, returned_capacity;
     struct update_item *changes; /* for the threads, of this turn */
     size_t change_count, change_capacity;
     uint32_t threads_stopped;
@@ -279,6 +283,32 @@ static void *pointers_to(void *items, size_t count, size_t item_bytes)
     return pointers;
 }
 
+/* The file must not promise us later what others have by then. */
+static void returned_note(struct router *c)
+{
+    if (c->returned_count > 0)
+        snapshot_note(c->options.data_path, c->returned, c->returned_count);
+}
+
+/* They are told by our next Hello: it does not name them. */
+static void returned_forget(struct router *c)
+{
+    returned_note(c);
+    c->returned_count = 0;
+}
+
+static void *returned_take(struct router *c, Dirigent__SlotsReturned *ret_items)
+{
+    for (size_t i = 0; i < c->returned_count; i++) {
+        ret_items[i] = (Dirigent__SlotsReturned)DIRIGENT__SLOTS_RETURNED__INIT;
+        ret_items[i].sandbox_id = c->returned[i].sandbox_id;
+        ret_items[i].slots = c->returned[i].slots;
+        ret_items[i].left = c->returned[i].left;
+    }
+    returned_note(c);
+    return pointers_to(ret_items, c->returned_count, sizeof(*ret_items));
+}
+
 static void send_reports(struct router *c, struct loads *loads)
 {
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
@@ -295,6 +325,9 @@ static void send_reports(struct router *c, struct loads *loads)
         failures[i].sandbox_id = c->failed[i].sandbox_id;
         failures[i].reason = c->failed[i].reason;
     }
+    Dirigent__SlotsReturned *returned = mem_new_array(c->returned_count + 1, sizeof(*returned));
+    m.n_slots_returned = c->returned_count;
+    m.slots_returned = returned_take(c, returned);
     m.sequence = ++c->sequence;
     m.n_demands = demand_count;
     m.demands = pointers_to(demands, demand_count, sizeof(*demands));
@@ -310,23 +343,28 @@ static void send_reports(struct router *c, struct loads *loads)
     free(m.demands);
     free(m.endpoint_failures);
     free(m.sandbox_loads);
+    free(m.slots_returned);
     free(demands);
     free(failures);
-    c->drained.count = c->failed_count = 0;
+    free(returned);
+    c->drained.count = c->failed_count = c->returned_count = 0;
 }
 
 /* What happened in this turn leaves as one message. While the control plane is away it is dropped:
- * demand is told anew when it is back, and so is what was drained. */
+ * demand is told anew when it is back, and so is what was drained. Slots given back after our Hello
+ * are told when it has answered. */
 static void on_flush(struct loop_deferred *d)
 {
     struct router *c = container_of(d, struct router, flush);
     changes_tell(c);
     if (c->link == NULL || !c->welcome) {
         c->drained.count = c->failed_count = 0;
+        if (c->link == NULL)
+            returned_forget(c);
         list_for_each(s, &c->due, struct route_state, due_node) list_remove(&s->due_node);
         return;
     }
-    if (!list_is_empty(&c->due) || c->drained.count > 0 || c->failed_count > 0)
+    if (!list_is_empty(&c->due) || c->drained.count + c->failed_count + c->returned_count > 0)
         send_reports(c, NULL);
 }
 
@@ -452,6 +490,44 @@ static void on_endpoint_idle(void *user, struct dispatch_endpoint *endpoint)
     loop_post(r->control_loop, &p->post);
 }
 
+struct returned_post {
+    struct loop_post post;
+    struct router *control;
+    const struct sandbox *sandbox; /* only compared */
+    struct snapshot_slots returned;
+};
+
+/* One of which we hold nothing any more is another data plane's: its kept connections go too. */
+static void on_returned_post(struct loop_post *post)
+{
+    struct returned_post *p = container_of(post, struct returned_post, post);
+    struct router *c = p->control;
+    struct sandbox_state *s = map_get(&c->sandboxes, p->returned.sandbox_id);
+    if (s != NULL && s->sandbox == p->sandbox) { /* else it has gone, with all its slots */
+        s->slots = s->slots == DISPATCH_SLOTS_ALL ? p->returned.left : s->slots - p->returned.slots;
+        GROW(c->returned, c->returned_count, c->returned_capacity);
+        c->returned[c->returned_count++] = p->returned;
+        c->changed = true;
+        flush_later(c);
+        if (s->slots == 0)
+            sandbox_forget(c, s);
+    }
+    free(p);
+}
+
+/* Any thread, in the order of the giving. */
+static void on_endpoint_returned(void *user, struct dispatch_endpoint *endpoint, uint32_t slots,
+                                 uint32_t left)
+{
+    struct route *r = user;
+    struct returned_post *p = mem_new(sizeof(*p));
+    *p = (struct returned_post){.post.on_post = on_returned_post,
+                                .control = state_of(r)->control,
+                                .sandbox = endpoint->user,
+                                .returned = {endpoint->sandbox_id, slots, left}};
+    loop_post(r->control_loop, &p->post);
+}
+
 static void sandbox_drain(struct router *c, uint64_t sandbox_id)
 {
     struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
@@ -518,6 +594,23 @@ static enum err sandbox_new(struct router *c, const Dirigent__Endpoint *m,
     return ERR_OK;
 }
 
+static bool sandbox_is_ending(const struct sandbox_state *s)
+{
+    const struct dispatch_endpoint *endpoint = dispatch_endpoint_find(s->route->dispatch, s->id);
+    return endpoint == NULL || dispatch_endpoint_is_ending(endpoint);
+}
+
+static void sandbox_lease(struct router *c, struct sandbox_state *s, const Dirigent__Endpoint *m)
+{
+    uint32_t more = m->leased ? m->slots : DISPATCH_SLOTS_ALL;
+    if (more == DISPATCH_SLOTS_ALL || s->slots == DISPATCH_SLOTS_ALL)
+        s->slots = DISPATCH_SLOTS_ALL;
+    else
+        s->slots += more;
+    if (more > 0)
+        (void)dispatch_endpoint_lease(s->route->dispatch, s->id, more, c->thread, time_now(c));
+}
+
 static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
 {
     struct route *r = map_get(&c->routes, m->function_id);
@@ -530,11 +623,14 @@ static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
         s->drained) { /* by a control plane that is no more; the new one has it in use */
         sandbox_forget(c, s);
     } else if (s != NULL) {
-        /* When it is only just draining: once idle it is told so and forgotten, and named again. */
-        struct dispatch_endpoint *endpoint = dispatch_endpoint_find(s->route->dispatch, s->id);
-        s->forget_when_idle |= endpoint != NULL && dispatch_endpoint_is_ending(endpoint);
+        if (sandbox_is_ending(s))
+            s->forget_when_idle = true; /* once idle it is told so, and named again */
+        else
+            sandbox_lease(c, s, m);
         return;
     }
+    if (m->leased && m->slots == 0)
+        return; /* it was known when this was said; we have just given all of it back */
     if (r == NULL) {
         log_warn("endpoint.no_function", LOG_U64("sandbox", m->sandbox_id),
                  LOG_U64("function", m->function_id));
@@ -546,11 +642,17 @@ static void endpoint_put(struct router *c, const Dirigent__Endpoint *m)
         return;
     }
     s = mem_new(sizeof(*s));
-    *s = (struct sandbox_state){.id = m->sandbox_id, .control = c, .route = r, .in_snapshot = true};
+    *s = (struct sandbox_state){.id = m->sandbox_id,
+                                .control = c,
+                                .route = r,
+                                .sandbox = sandbox,
+                                .slots = m->leased ? m->slots : DISPATCH_SLOTS_ALL,
+                                .in_snapshot = true};
     loop_timer_init(&s->readmit, on_readmit);
     map_put(&c->sandboxes, s->id, s);
     garbage_expect(r); /* the list may have been outgrown */
-    bool added = dispatch_endpoint_add(r->dispatch, s->id, DISPATCH_SLOTS_ALL, sandbox, c->thread, sandbox->added_ns);
+    bool added =
+        dispatch_endpoint_add(r->dispatch, s->id, s->slots, sandbox, c->thread, sandbox->added_ns);
     assert(added);
 }
 
@@ -598,6 +700,7 @@ static struct route *route_new(struct router *c, const Dirigent__FunctionRoute *
                                        .threads = c->shared->thread_count + 1,
                                        .seed = clock_mono_ns(),
                                        .on_idle = on_endpoint_idle,
+                                       .on_returned = on_endpoint_returned,
                                        .on_free = on_endpoint_free,
                                        .user = r};
     s->control = c;
@@ -727,6 +830,13 @@ static void forget_sandboxes(struct router *c)
 
 /* ---- from the control plane ---- */
 
+static void slots_wanted(struct router *c, const Dirigent__SlotsWanted *m)
+{
+    struct route *r = map_get(&c->routes, m->function_id);
+    if (r != NULL && dispatch_owe(r->dispatch, m->slots) > 0)
+        demand_due(r); /* it may do better elsewhere */
+}
+
 static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
 {
     c->changed |= m->snapshot || m->n_routes + m->n_removed_functions + m->n_endpoints +
@@ -743,6 +853,8 @@ static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
         if (r != NULL)
             route_remove(c, r);
     }
+    for (size_t i = 0; i < m->n_slots_wanted; i++)
+        slots_wanted(c, m->slots_wanted[i]);
     for (size_t i = 0; i < m->n_endpoints; i++)
         endpoint_put(c, m->endpoints[i]);
     if (m->snapshot)
@@ -792,7 +904,7 @@ static size_t keep_endpoints(struct router *c, struct kept_endpoint *items)
     for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;) {
         const struct dispatch_endpoint *endpoint =
             dispatch_endpoint_find(s->route->dispatch, s->id);
-        if (endpoint == NULL || s->drained || s->forget_when_idle ||
+        if (endpoint == NULL || s->drained || s->forget_when_idle || s->slots == 0 ||
             dispatch_endpoint_is_ending(endpoint))
             continue;
         struct sandbox *sandbox = endpoint->user;
@@ -803,6 +915,8 @@ static size_t keep_endpoints(struct router *c, struct kept_endpoint *items)
         k->m.function_id = s->route->id;
         k->m.address = k->address;
         k->m.worker = sandbox->worker;
+        k->m.leased = s->slots != DISPATCH_SLOTS_ALL;
+        k->m.slots = k->m.leased ? s->slots : 0;
     }
     return count;
 }
@@ -841,6 +955,29 @@ static void keep(struct router *c)
     c->snapshot_next_ns = time_now(c) + KEEP_SHARE * (clock_mono_ns() - begin_ns);
 }
 
+static void notes_apply(struct router *c, Dirigent__FromControlPlane *m)
+{
+    size_t count;
+    struct map left = {0}; /* sandbox id -> 1 + the smallest that was left */
+    struct snapshot_slots *notes = snapshot_noted(c->options.data_path, &count);
+    for (size_t i = 0; i < count; i++) {
+        uintptr_t known = (uintptr_t)map_get(&left, notes[i].sandbox_id);
+        if (known == 0 || known > (uintptr_t)notes[i].left + 1)
+            map_put(&left, notes[i].sandbox_id, (void *)((uintptr_t)notes[i].left + 1));
+    }
+    for (size_t i = 0; i < m->n_endpoints; i++) {
+        Dirigent__Endpoint *endpoint = m->endpoints[i];
+        uintptr_t known = (uintptr_t)map_get(&left, endpoint->sandbox_id);
+        if (known == 0)
+            continue;
+        endpoint->slots =
+            (uint32_t)(endpoint->leased ? MIN(known - 1, endpoint->slots) : known - 1);
+        endpoint->leased = true;
+    }
+    map_done(&left);
+    free(notes);
+}
+
 /* Serves what was known, until a control plane says what is so now. */
 static void snapshot_take(struct router *c)
 {
@@ -860,6 +997,7 @@ static void snapshot_take(struct router *c)
     }
     log_warn("snapshot.taken", LOG_STR("why", "no control plane is reached"),
              LOG_U64("functions", m->n_routes), LOG_U64("sandboxes", m->n_endpoints));
+    notes_apply(c, m);
     take_orders(c, m);
     atomic_store(&c->shared->ready, true);
     dirigent__from_control_plane__free_unpacked(m, NULL);
@@ -950,26 +1088,63 @@ static void on_name(void *user, Dirigent__Hello *hello)
     hello->listen_address = (char *)c->options.listen_address;
 }
 
+struct known_sandboxes {
+    uint64_t *ids;
+    uint32_t *slots;
+    protobuf_c_boolean *ending;
+};
+
+/* What we hold, and of those that end what we still have there. Nothing is owed to anybody else. */
+static void known_collect(struct router *c, struct known_sandboxes *known, Dirigent__Hello *hello)
+{
+    size_t cursor = 0, count = 0, room = c->sandboxes.count + 1;
+    for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;)
+        (void)dispatch_owe(r->dispatch, 0);
+    *known = (struct known_sandboxes){mem_new_array(room, sizeof(*known->ids)),
+                                      mem_new_array(room, sizeof(*known->slots)),
+                                      mem_new_array(room, sizeof(*known->ending))};
+    cursor = 0;
+    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL; count++) {
+        const struct dispatch_endpoint *endpoint =
+            dispatch_endpoint_find(s->route->dispatch, s->id);
+        known->ids[count] = s->id;
+        known->ending[count] = sandbox_is_ending(s);
+        known->slots[count] = !known->ending[count] ? s->slots
+                              : endpoint != NULL    ? dispatch_endpoint_in_flight(endpoint)
+                                                    : 0;
+    }
+    hello->n_known_sandbox_ids = hello->n_known_slots = hello->n_known_ending = count;
+    hello->known_sandbox_ids = known->ids;
+    hello->known_slots = known->slots;
+    hello->known_ending = known->ending;
+    hello->leases = true;
+}
+
+static void known_done(struct known_sandboxes *known)
+{
+    free(known->ids);
+    free(known->slots);
+    free(known->ending);
+}
+
 static void on_hello(void *user, struct link *link)
 {
     struct router *c = user;
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
     Dirigent__Hello hello = DIRIGENT__HELLO__INIT;
-    size_t cursor = 0;
-    uint64_t *known = mem_new_array(c->sandboxes.count + 1, sizeof(*known));
-    for (struct sandbox_state *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
-        known[hello.n_known_sandbox_ids++] = s->id;
+    struct known_sandboxes known;
+    known_collect(c, &known, &hello);
+    returned_forget(c);
     c->link = link;
     c->sequence = 1;
     c->taken = 0;
     hello.protocol_min = PROTOCOL_VERSION_MIN;
     hello.protocol_max = PROTOCOL_VERSION_MAX;
     on_name(c, &hello);
-    hello.known_sandbox_ids = known;
     m.hello = &hello;
     m.sequence = c->sequence;
     link_send(link, &m.base);
-    free(known);
+    known_done(&known);
 }
 
 /* ---- life ---- */
@@ -1054,6 +1229,7 @@ void router_free(struct router *c)
     map_done(&c->routes);
     free(c->drained.items);
     free(c->failed);
+    free(c->returned);
     free(c->changes);
     free(c);
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define FILE_NAME "snapshot"
+#define NOTES_NAME FILE_NAME ".returned"
 #define BYTES_MAX (512u * MIB)
 #define BOOT_ID_BYTES 36u
 #define HEAD_FORMAT "dirigent-snapshot 1 %s %s\n"
@@ -42,6 +43,30 @@ static void head_make(struct str payload, char *ret_head)
     (void)snprintf(ret_head, HEAD_BYTES + 1, HEAD_FORMAT, boot, hex);
 }
 
+/* ---- notes: records of fixed size, appended ---- */
+
+void snapshot_note(const char *directory, const struct snapshot_slots *items, size_t count)
+{
+    cleanup(free_pointer) char *path = mem_printf("%s/" NOTES_NAME, directory);
+    cleanup(fd_close) int fd =
+        open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0 || fd_write_all(fd, items, count * sizeof(*items)) != ERR_OK)
+        snapshot_remove(directory); /* rather none than one that promises too much */
+}
+
+struct snapshot_slots *snapshot_noted(const char *directory, size_t *ret_count)
+{
+    cleanup(free_pointer) char *path = mem_printf("%s/" NOTES_NAME, directory);
+    char *text = NULL;
+    size_t bytes = 0;
+    struct error e = {0};
+    *ret_count = 0;
+    if (file_read(path, BYTES_MAX, &text, &bytes, &e) != ERR_OK)
+        return NULL;
+    *ret_count = bytes / sizeof(struct snapshot_slots); /* a last one that is cut was not told */
+    return (struct snapshot_slots *)text;
+}
+
 enum err snapshot_write(const char *directory, struct str payload, struct error *e)
 {
     cleanup(free_pointer) char *path = mem_printf("%s/" FILE_NAME, directory);
@@ -58,6 +83,8 @@ enum err snapshot_write(const char *directory, struct str payload, struct error 
         (void)unlink(beside);
         return err;
     }
+    cleanup(free_pointer) char *notes = mem_printf("%s/" NOTES_NAME, directory);
+    (void)unlink(notes);
     return ERR_OK;
 }
 
@@ -70,7 +97,9 @@ void snapshot_touch(const char *directory)
 void snapshot_remove(const char *directory)
 {
     cleanup(free_pointer) char *path = mem_printf("%s/" FILE_NAME, directory);
+    cleanup(free_pointer) char *notes = mem_printf("%s/" NOTES_NAME, directory);
     (void)unlink(path);
+    (void)unlink(notes); /* after it: they are what keeps it from promising too much */
 }
 
 static enum err check_age(const char *path, uint64_t now_ms, struct error *e)

@@ -13,7 +13,18 @@
 #define SNAPSHOT_TOUCH_MS 1000u
 #define SNAPSHOT_AGE_MS_MAX 30000u
 
-/* Replaces `directory`/snapshot. */
+/* Slots of a sandbox that were given back after the snapshot was written: kept in a file beside it,
+ * so that it cannot promise what others have by now. */
+struct snapshot_slots {
+    uint64_t sandbox_id;
+    uint32_t slots, left; /* so many; left: those that are still held */
+};
+void snapshot_note(const char *directory, const struct snapshot_slots *items, size_t count);
+/* All that were noted since the snapshot was written, and maybe some from just before it: of a
+ * sandbox the smallest `left` is safe. NULL: none. The caller frees. */
+struct snapshot_slots *snapshot_noted(const char *directory, size_t *ret_count);
+
+/* Replaces `directory`/snapshot, and forgets what was noted. */
 must_check enum err snapshot_write(const char *directory, struct str payload, struct error *e);
 void snapshot_touch(const char *directory);
 void snapshot_remove(const char *directory);

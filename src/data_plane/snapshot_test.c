@@ -100,6 +100,28 @@ TEST(an_old_one_is_refused_until_it_is_touched)
     directory_remove(path);
 }
 
+TEST(what_was_given_back_is_noted_until_the_next_snapshot)
+{
+    const char *path = directory();
+    struct error e = {0};
+    size_t count = 7;
+    const struct snapshot_slots notes[] = {{1, 1, 4}, {2, 3, 0}, {1, 2, 2}};
+    CHECK_EQ(snapshot_write(path, STR("x"), &e), ERR_OK);
+    CHECK(snapshot_noted(path, &count) == NULL);
+    CHECK_EQ(count, 0);
+    snapshot_note(path, notes, 2);
+    snapshot_note(path, &notes[2], 1);
+    cleanup(free_pointer) struct snapshot_slots *back = snapshot_noted(path, &count);
+    REQUIRE(count == 3);
+    for (size_t i = 0; i < count; i++)
+        CHECK(back[i].sandbox_id == notes[i].sandbox_id && back[i].left == notes[i].left);
+    CHECK_EQ(snapshot_write(path, STR("y"), &e), ERR_OK);
+    CHECK(snapshot_noted(path, &count) == NULL);
+    snapshot_note(path, notes, 1);
+    snapshot_remove(path);
+    CHECK(rmdir(path) == 0); /* nothing is left */
+}
+
 TEST(a_directory_that_cannot_be_written_is_named)
 {
     struct error e = {0};
