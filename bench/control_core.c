@@ -41,6 +41,7 @@ static void set_up(uint32_t workers, enum placement_policy policy)
     }
     struct control_event plane = {.kind = EVENT_DATA_PLANE_UP};
     plane.data_plane.data_plane_id = 1;
+    plane.data_plane.leases = true;
     step(&plane);
     struct function_spec spec;
     function_spec_init(&spec);

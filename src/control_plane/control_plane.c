@@ -101,6 +101,7 @@ static const char *order_name(enum order_kind kind)
         [ORDER_ROUTE] = "route",
         [ORDER_UNROUTE] = "unroute",
         [ORDER_ENDPOINT] = "endpoint",
+        [ORDER_SLOTS_WANTED] = "slots_wanted",
         [ORDER_DRAIN] = "drain",
         [ORDER_ENDPOINT_GONE] = "endpoint_gone",
         [ORDER_SNAPSHOT_BEGIN] = "snapshot_begin",
@@ -140,6 +141,7 @@ static void carry_out(struct control_plane *cp, const struct control_order *orde
     case ORDER_ROUTE:
     case ORDER_UNROUTE:
     case ORDER_ENDPOINT:
+    case ORDER_SLOTS_WANTED:
     case ORDER_DRAIN:
     case ORDER_ENDPOINT_GONE:
     case ORDER_SNAPSHOT_BEGIN:

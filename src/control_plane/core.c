@@ -47,6 +47,11 @@ bool core_awaits_anybody(const struct control *c)
     return c->awaited_workers + c->awaited_planes > 0 && is_reconstructing(c);
 }
 
+bool core_awaits_planes(const struct control *c)
+{
+    return c->awaited_planes > 0 && is_reconstructing(c);
+}
+
 struct core_sandbox **core_scratch(struct control *c, size_t count)
 {
     if (count > c->scratch_capacity) {
@@ -211,6 +216,9 @@ static void take(struct control *c, const struct control_event *e)
     case EVENT_DEMAND:
         plane_demand(c, e);
         break;
+    case EVENT_SLOTS_RETURNED:
+        plane_returned(c, e);
+        break;
     case EVENT_LOADS:
         plane_loads(c, e);
         break;
@@ -306,8 +314,10 @@ void control_free(struct control *c)
     cursor = 0;
     for (struct core_worker *w; (w = map_next(&c->workers, &cursor)) != NULL;)
         worker_free(c, w);
-    for (unsigned i = 0; i < DATA_PLANES_MAX; i++)
+    for (unsigned i = 0; i < DATA_PLANES_MAX; i++) {
         map_done(&c->data_planes[i].loads);
+        map_done(&c->data_planes[i].leases_held);
+    }
     map_done(&c->sandboxes);
     map_done(&c->functions);
     map_done(&c->workers);

@@ -7,6 +7,8 @@
  * until the next step. Functions, workers and data planes are named by numeric ids that the shell
  * gives.
  *
+ * Slots: no data plane uses more of a sandbox than it was granted; leases.h.
+ *
  * Life of a function's versions: `latest` is the newest registered; `active` is the newest that has
  * been ready once (or was registered without probe). Requests go to sandboxes of `active`; while a
  * newer `latest` is being proven (one probe sandbox), `active` serves and scales on. When the probe
@@ -104,6 +106,17 @@ struct sandbox_load {
     uint32_t in_flight;
 };
 
+#define SLOTS_ALL UINT32_MAX /* as many as the function's concurrency, whatever that is */
+struct known_sandbox {       /* as a data plane that comes has it */
+    uint64_t sandbox_id;
+    uint32_t slots; /* held; of one that ends there: requests that still run */
+    bool is_ending; /* it takes no new request there, and says drained when the last has ended */
+};
+struct returned_slots { /* that a data plane has given back */
+    uint64_t sandbox_id;
+    uint32_t slots, left; /* so many, 0: of SLOTS_ALL; left: those that it still holds */
+};
+
 enum worker_use {
     WORKER_USE_ALL,
     WORKER_USE_CORDONED, /* no new sandboxes; those that are there serve on */
@@ -127,6 +140,7 @@ enum event_kind {
     EVENT_DATA_PLANE_CLOSED,
     EVENT_DATA_PLANE_REMOVED, /* an operator forgets one that is away */
     EVENT_DEMAND,
+    EVENT_SLOTS_RETURNED,
     EVENT_LOADS, /* what sandboxes have in flight at a data plane: idle ones are stopped first */
     EVENT_DRAINED,
     EVENT_ENDPOINT_FAILED, /* a data plane could not connect to it */
@@ -167,9 +181,15 @@ struct control_event {
         } alive;
         struct {
             uint64_t data_plane_id;
-            const uint64_t *known_sandbox_ids;
-            size_t known_sandbox_count;
-        } data_plane; /* KNOWN, UP, CLOSED, REMOVED */
+            const struct known_sandbox *known;
+            size_t known_count;
+            bool leases; /* it uses only what it is granted; else it is not counted */
+        } data_plane;    /* KNOWN, UP, CLOSED, REMOVED */
+        struct {
+            uint64_t data_plane_id;
+            const struct returned_slots *items;
+            size_t count;
+        } returned;
         struct {
             uint64_t data_plane_id, function_id;
             uint32_t in_flight, waiting;
@@ -196,7 +216,8 @@ enum order_kind {
     ORDER_DROP_VERSION,   /* worker: template and code of a version may go */
     ORDER_ROUTE,          /* data plane: function known or changed */
     ORDER_UNROUTE,        /* data plane: function deleted */
-    ORDER_ENDPOINT,       /* data plane: a sandbox takes requests */
+    ORDER_ENDPOINT,       /* data plane: a sandbox takes requests; see `slots` */
+    ORDER_SLOTS_WANTED,   /* data plane: it is to give back `slots` of the function in all */
     ORDER_DRAIN,          /* data plane: no new requests to it; say drained when idle */
     ORDER_ENDPOINT_GONE,  /* data plane: it is dead */
     ORDER_SNAPSHOT_BEGIN, /* data plane: routes and endpoints up to SNAPSHOT_END are all there are
@@ -216,6 +237,8 @@ struct control_order {
     uint64_t function_id, sandbox_id;
     uint32_t version;
     uint32_t grace_ms;              /* STOP */
+    uint32_t slots;                 /* ENDPOINT: so many more, 0 when it is only named again, or
+                                       SLOTS_ALL; SLOTS_WANTED */
     uint32_t place_us;              /* filled by the shell */
     enum gone_reason reason;        /* FAIL_WAITING, VERSION_FAILED */
     uint32_t status, retry_after_s; /* FAIL_WAITING: HTTP status */
@@ -277,5 +300,8 @@ bool control_function(const struct control *c, uint64_t function_id, struct func
 bool control_function_next(const struct control *c, size_t *cursor, struct function_view *ret);
 bool control_sandbox(const struct control *c, uint64_t sandbox_id, struct sandbox_view *ret);
 bool control_sandbox_next(const struct control *c, size_t *cursor, struct sandbox_view *ret);
+/* Slots of a sandbox that a data plane may be using: at most the function's concurrency, or
+ * SLOTS_ALL without a limit. */
+uint32_t control_lease(const struct control *c, uint64_t data_plane_id, uint64_t sandbox_id);
 bool control_worker_next(const struct control *c, size_t *cursor, struct worker_view *ret);
 bool control_data_plane_next(const struct control *c, size_t *cursor, struct data_plane_view *ret);

@@ -5,6 +5,7 @@
  *   functions.c  registrations, versions, their trial
  *   workers.c    workers, their code, suspicion and death
  *   planes.c     data planes: snapshots, demand, draining
+ *   leases.c     which data plane may use how many slots of a sandbox
  *   scale.c      from demand to starts and drains
  *   sandboxes.c  the life of a sandbox
  *   failure.c    why a start failed, in words
@@ -20,6 +21,7 @@
 #include "base/rng.h"
 #include "control_plane/autoscaler.h"
 #include "control_plane/core.h"
+#include "control_plane/leases.h"
 #include "control_plane/placement.h"
 
 #define PROVEN_AFTER_MS 10000u /* ready for so long: its end is no failed start */
@@ -83,6 +85,8 @@ struct core_function {
     uint64_t retry_at_ms, failed_at_ms;
     uint32_t backoff_ms;
     bool ticking, starving, asked, told, adopted;
+    struct list offered;         /* sandboxes, some of whose slots may be free */
+    struct lease_book *book;     /* leases.c's; NULL: nothing is shared */
     struct list touched, hungry; /* in the control's lists of these names */
     struct due due;
 };
@@ -114,7 +118,7 @@ struct core_sandbox {
     uint32_t in_flight;                 /* as last told, summed over data planes */
     uint32_t timeout_ms, stop_grace_ms; /* of its version */
     uint64_t ready_at_ms, seen_step;
-    struct list of_function, of_worker;
+    struct list of_function, of_worker, offered;
     struct due due; /* end of patience with draining */
     /* for people and data planes */
     struct endpoint_address address;
@@ -123,10 +127,12 @@ struct core_sandbox {
 };
 
 struct data_plane {
-    uint64_t id, heard_ms;
+    uint64_t id, heard_ms, up_ms;
     bool used, alive, awaited, snapshot_owed;
-    struct due due;   /* when its absence becomes its death */
-    struct map loads; /* sandbox id -> (void *)(requests in flight), not 0 */
+    bool leases;            /* it uses only what it was granted */
+    struct due due;         /* when its absence becomes its death */
+    struct map loads;       /* sandbox id -> (void *)(requests in flight), not 0 */
+    struct map leases_held; /* leases.c's: of sandboxes that are not known, too */
 };
 
 struct control {
@@ -158,6 +164,7 @@ struct control_order *core_order(struct control *c, enum order_kind kind, uint64
 void function_touch(struct control *c, struct core_function *f);
 bool core_awaits_workers(const struct control *c);
 bool core_awaits_anybody(const struct control *c);
+bool core_awaits_planes(const struct control *c);
 struct core_sandbox **core_scratch(struct control *c, size_t count);
 
 /* due.c */
@@ -202,10 +209,13 @@ void plane_up(struct control *c, const struct control_event *e);
 void plane_closed(struct control *c, uint64_t id);
 void plane_end(struct control *c, struct data_plane *p);
 void plane_demand(struct control *c, const struct control_event *e);
+void plane_returned(struct control *c, const struct control_event *e);
 void plane_loads(struct control *c, const struct control_event *e);
 void plane_drained(struct control *c, uint64_t data_plane_id, uint64_t sandbox_id);
 void plane_endpoint_failed(struct control *c, uint64_t sandbox_id);
 void planes_snapshots_owed(struct control *c);
+unsigned plane_index(const struct control *c, const struct data_plane *p);
+uint64_t plane_bit(const struct control *c, const struct data_plane *p);
 void planes_forget_sandbox(struct control *c, const struct core_sandbox *s);
 
 /* scale.c */
@@ -227,7 +237,8 @@ void sandbox_stop_tell(struct control *c, const struct core_sandbox *s);
 void sandbox_doubt(struct core_sandbox *s, bool doubtful);
 void sandbox_leave(struct core_sandbox *s, bool leaving); /* the caller touches its function */
 void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbox_report *why);
-void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id);
+void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id,
+                           uint32_t slots);
 
 /* failure.c */
 uint32_t failure_status(enum gone_reason reason);

@@ -216,6 +216,7 @@ static void data_plane_up(struct world *w, uint64_t id)
 {
     struct control_event e = {.kind = EVENT_DATA_PLANE_UP};
     e.data_plane.data_plane_id = id;
+    e.data_plane.leases = true;
     step(w, &e);
 }
 
@@ -462,13 +463,9 @@ TEST(a_worker_that_comes_back_keeps_what_it_has_and_loses_what_nobody_knows)
     CHECK(control_sandbox(w.core, a, &v) && v.state == SANDBOX_READY);
     CHECK(!control_sandbox(w.core, b, &v));
     CHECK(control_sandbox(w.core, 77, &v) && v.state != SANDBOX_GONE); /* adopted */
-    /* Its function was deleted while nobody looked: it may have a last request. */
-    CHECK(control_sandbox(w.core, 78, &v) && v.state == SANDBOX_DRAINING);
+    /* Its function was deleted while nobody looked, and the data plane holds nothing of it. */
+    CHECK(control_sandbox(w.core, 78, &v) && v.state == SANDBOX_STOPPING);
     CHECK_EQ(find_order(&w, ORDER_ENDPOINT_GONE)->sandbox_id, b);
-    struct control_event drained = {.kind = EVENT_DRAINED};
-    drained.endpoint.data_plane_id = 9;
-    drained.endpoint.sandbox_id = 78;
-    step(&w, &drained);
     REQUIRE(find_order(&w, ORDER_STOP) != NULL);
     CHECK_EQ(find_order(&w, ORDER_STOP)->sandbox_id, 78);
     report(&w, 1, 78, 6, 1, SANDBOX_GONE, GONE_STOPPED);

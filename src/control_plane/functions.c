@@ -81,9 +81,10 @@ void function_activate(struct control *c, struct core_function *f)
     o->version = f->latest.number;
     list_for_each(s, &f->sandboxes, struct core_sandbox, of_function)
     {
-        if (s->version == f->latest.number && s->state == SANDBOX_READY)
-            sandbox_endpoint_tell(c, s, ALL_DATA_PLANES);
+        if (s->version == f->latest.number)
+            leases_offer(s);
     }
+    leases_grant(c, f);
     version_retire(c, f, &f->old); /* after the endpoints: data planes are never without any */
 }
 
@@ -94,6 +95,7 @@ static struct core_function *function_new(struct control *c, uint64_t id)
     struct core_function *f = mem_new(sizeof(*f));
     f->id = id;
     list_init(&f->sandboxes);
+    list_init(&f->offered);
     f->due = (struct due){.heap_index = SIZE_MAX, .kind = DUE_FUNCTION};
     map_put(&c->functions, f->id, f);
     return f;
@@ -153,11 +155,14 @@ void function_put(struct control *c, const struct control_event *e)
         f = function_new(c, e->function_put.function_id);
     if (f->deleted)
         return; /* a name that comes back has another id */
+    uint32_t concurrency = f->latest.number != 0 ? function_policy(f)->concurrency : 0;
     if (f->latest.number != e->function_put.version)
         version_put(c, f, e);
     else
         version_spec_set(c, &f->latest, e->function_put.spec);
     function_route_tell(c, f, ALL_DATA_PLANES);
+    if (function_policy(f)->concurrency != concurrency)
+        leases_offer_serving(f);
     function_touch(c, f);
 }
 
@@ -209,6 +214,7 @@ void function_free(struct control *c, struct core_function *f)
     version_done(c, &f->latest);
     version_done(c, &f->old);
     autoscaler_done(&f->autoscaler);
+    leases_function_done(f);
     free(f->failure);
     free(f->trial_failure);
     free(f);

@@ -66,7 +66,8 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     uint64_t sync_asked, synced; /* data plane */
     struct map prepared;         /* worker: versions whose spec it has; key version_key() */
     struct map in_flight;        /* data plane: sandbox id → requests + 1 */
-    struct map drains; /* data plane: sandbox id → number of the message that tells it to drain */
+    struct map drains; /* data plane: sandbox id → number of the message that last told it to drain,
+                          or gave it slots there */
     struct list transfers;
     struct loop_timer pump;
     struct worker_load load; /* worker */
@@ -456,7 +457,7 @@ static uint32_t place_us_of(const struct links *l, uint64_t sandbox_id)
 struct endpoint { /* what an order to publish one says, the same for all data planes */
     struct sandbox_view view;
     const struct known *worker;
-    uint32_t place_us;
+    uint32_t place_us, slots;
 };
 
 static bool endpoint_find(const struct links *l, const struct control_order *order,
@@ -466,6 +467,7 @@ static bool endpoint_find(const struct links *l, const struct control_order *ord
         return false;
     ret->worker = map_get(&l->known, ret->view.worker_id);
     ret->place_us = place_us_of(l, order->sandbox_id);
+    ret->slots = order->slots;
     return ret->worker != NULL;
 }
 
@@ -487,6 +489,18 @@ static void order_endpoint(struct peer *p, const struct endpoint *endpoint)
     m->create_us = view->create_us;
     m->exec_us = view->exec_us;
     m->listen_us = view->listen_us;
+    m->leased = endpoint->slots != SLOTS_ALL;
+    m->slots = m->leased ? endpoint->slots : 0;
+    if (endpoint->slots > 0) /* what it drained before it took this was another life there */
+        map_put(&p->drains, view->sandbox_id, (void *)(uintptr_t)(p->sequence + 1));
+}
+
+static void order_slots_wanted(struct peer *p, const struct control_order *order)
+{
+    Dirigent__SlotsWanted *m =
+        OUTBOX_ADD(&p->outbox, slots_wanted, Dirigent__SlotsWanted, DIRIGENT__SLOTS_WANTED__INIT);
+    m->function_id = order->function_id;
+    m->slots = order->slots;
 }
 
 static void order_fail_waiting(struct peer *p, const struct control_order *order)
@@ -526,7 +540,12 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
     case ORDER_ENDPOINT:
         order_endpoint(p, endpoint);
         break;
+    case ORDER_SLOTS_WANTED:
+        order_slots_wanted(p, order);
+        break;
     case ORDER_DRAIN:
+        if (o->remove_sandboxes.count > 0)
+            send_now(p); /* drains are read before: this may be of one that was just removed */
         outbox_add_number(&o->drain_sandboxes, order->sandbox_id);
         map_put(&p->drains, order->sandbox_id, (void *)(uintptr_t)(p->sequence + 1));
         break;
@@ -778,6 +797,23 @@ static void take_loads(struct peer *p, const Dirigent__ToControlPlane *m)
     free(loads);
 }
 
+static void take_returned(struct peer *p, const Dirigent__ToControlPlane *m)
+{
+    struct control_event event = {.kind = EVENT_SLOTS_RETURNED};
+    struct returned_slots *items = mem_new_array(m->n_slots_returned, sizeof(*items));
+    for (size_t i = 0; i < m->n_slots_returned; i++) {
+        const Dirigent__SlotsReturned *r = m->slots_returned[i];
+        items[i] = (struct returned_slots){r->sandbox_id, r->slots, r->left};
+        if (r->left == 0)
+            map_remove(&p->in_flight, r->sandbox_id);
+    }
+    event.returned.data_plane_id = p->known->record.id;
+    event.returned.items = items;
+    event.returned.count = m->n_slots_returned;
+    shell_step(p->links->cp, &event);
+    free(items);
+}
+
 /* A drain is answered after it was taken. What was said before is of an earlier life of the sandbox
  * there: it was shown again since, and may have requests. */
 static void take_drained(struct peer *p, uint64_t sandbox_id, uint64_t taken)
@@ -793,6 +829,8 @@ static void take_data_plane_message(struct peer *p, const Dirigent__ToControlPla
 {
     if (m->n_sandbox_loads > 0)
         take_loads(p, m); /* before the demand that may stop some: the idle ones */
+    if (m->n_slots_returned > 0)
+        take_returned(p, m);
     for (size_t i = 0; i < m->n_demands; i++)
         take_demand(p, m->demands[i]);
     for (size_t i = 0; i < m->n_endpoint_failures; i++) {
@@ -925,9 +963,18 @@ static void tell_data_plane_up(struct peer *p)
     const Dirigent__Hello *h = p->first->hello;
     struct control_event event = {.kind = EVENT_DATA_PLANE_UP};
     event.data_plane.data_plane_id = p->known->record.id;
-    event.data_plane.known_sandbox_ids = h->known_sandbox_ids;
-    event.data_plane.known_sandbox_count = h->n_known_sandbox_ids;
+    struct known_sandbox *known = mem_new_array(h->n_known_sandbox_ids + 1, sizeof(*known));
+    event.data_plane.leases = h->leases && h->n_known_slots == h->n_known_sandbox_ids &&
+                              h->n_known_ending == h->n_known_sandbox_ids;
+    for (size_t i = 0; i < h->n_known_sandbox_ids; i++) {
+        known[i].sandbox_id = h->known_sandbox_ids[i];
+        known[i].slots = event.data_plane.leases ? h->known_slots[i] : SLOTS_ALL;
+        known[i].is_ending = event.data_plane.leases && h->known_ending[i];
+    }
+    event.data_plane.known = known;
+    event.data_plane.known_count = h->n_known_sandbox_ids;
     shell_step(p->links->cp, &event);
+    free(known);
 }
 
 static void tell_closed(struct peer *p)

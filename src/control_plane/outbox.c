@@ -93,7 +93,7 @@ void outbox_add_number(struct number_vector *v, uint64_t number)
 size_t outbox_count(const struct outbox *o)
 {
     return o->prepare_versions.count + o->starts.count + o->stops.count + o->drop_versions.count +
-           o->log_gets.count + o->routes.count + o->endpoints.count + o->fail_waiting.count +
+           o->log_gets.count + o->routes.count + o->endpoints.count + o->slots_wanted.count + o->fail_waiting.count +
            o->removed_functions.count + o->drain_sandboxes.count + o->remove_sandboxes.count +
            o->want_demand.count;
 }
@@ -106,7 +106,7 @@ bool outbox_is_empty(const struct outbox *o)
 static void outbox_clear(struct outbox *o)
 {
     struct vector *vectors[] = {&o->prepare_versions, &o->starts, &o->stops,     &o->drop_versions,
-                                &o->log_gets,         &o->routes, &o->endpoints, &o->fail_waiting};
+                                &o->log_gets,         &o->routes, &o->endpoints, &o->slots_wanted, &o->fail_waiting};
     struct number_vector *numbers[] = {&o->removed_functions, &o->drain_sandboxes,
                                        &o->remove_sandboxes, &o->want_demand};
     for (size_t i = 0; i < ARRAY_COUNT(vectors); i++)
@@ -137,6 +137,7 @@ void outbox_send(struct outbox *o, struct link *link, uint64_t epoch, uint64_t s
     GIVE(log_gets);
     GIVE(routes);
     GIVE(endpoints);
+    GIVE(slots_wanted);
     GIVE(fail_waiting);
     GIVE(removed_functions);
     GIVE(drain_sandboxes);
@@ -150,7 +151,7 @@ void outbox_send(struct outbox *o, struct link *link, uint64_t epoch, uint64_t s
 void outbox_done(struct outbox *o)
 {
     struct vector *vectors[] = {&o->prepare_versions, &o->starts, &o->stops,     &o->drop_versions,
-                                &o->log_gets,         &o->routes, &o->endpoints, &o->fail_waiting};
+                                &o->log_gets,         &o->routes, &o->endpoints, &o->slots_wanted, &o->fail_waiting};
     struct number_vector *numbers[] = {&o->removed_functions, &o->drain_sandboxes,
                                        &o->remove_sandboxes, &o->want_demand};
     for (size_t i = 0; i < ARRAY_COUNT(vectors); i++)

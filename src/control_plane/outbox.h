@@ -25,7 +25,7 @@ void arena_done(struct arena *a);
 struct outbox {
     struct arena arena;
     struct vector prepare_versions, starts, stops, drop_versions, log_gets;
-    struct vector routes, endpoints, fail_waiting;
+    struct vector routes, endpoints, slots_wanted, fail_waiting;
     struct number_vector removed_functions, drain_sandboxes, remove_sandboxes, want_demand;
     Dirigent__Welcome *welcome;
     bool snapshot;

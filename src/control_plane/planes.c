@@ -13,14 +13,14 @@ struct data_plane *plane_find(struct control *c, uint64_t id)
     return NULL;
 }
 
-static unsigned index_of(const struct control *c, const struct data_plane *p)
+unsigned plane_index(const struct control *c, const struct data_plane *p)
 {
     return (unsigned)(p - c->data_planes);
 }
 
-static uint64_t bit_of(const struct control *c, const struct data_plane *p)
+uint64_t plane_bit(const struct control *c, const struct data_plane *p)
 {
-    return UINT64_C(1) << index_of(c, p);
+    return UINT64_C(1) << plane_index(c, p);
 }
 
 /* A place never used, else of one that is away, else of one that is awaited. */
@@ -58,6 +58,7 @@ static struct data_plane *plane_get(struct control *c, uint64_t id)
     if (p->used)
         plane_end(c, p);
     map_done(&p->loads);
+    map_done(&p->leases_held);
     *p = (struct data_plane){
         .used = true, .id = id, .due = {.heap_index = SIZE_MAX, .kind = DUE_PLANE}};
     return p;
@@ -84,25 +85,27 @@ void plane_removed(struct control *c, uint64_t id)
     awaited_end(c, p);
     plane_end(c, p);
     map_done(&p->loads);
+    map_done(&p->leases_held);
     *p = (struct data_plane){.due = {.heap_index = SIZE_MAX, .kind = DUE_PLANE}};
 }
 
 /* ---- snapshots ---- */
 
 /* All routes and endpoints. */
-static void everything_tell(struct control *c, uint64_t id)
+static void everything_tell(struct control *c, struct data_plane *p)
 {
     size_t cursor = 0;
     for (struct core_function *f; (f = map_next(&c->functions, &cursor)) != NULL;) {
         if (f->deleted)
             continue;
-        function_route_tell(c, f, id);
+        function_route_tell(c, f, p->id);
         uint32_t serving = function_serving(f)->number;
         list_for_each(s, &f->sandboxes, struct core_sandbox, of_function)
         {
             if (s->state == SANDBOX_READY && s->version == serving)
-                sandbox_endpoint_tell(c, s, id);
+                leases_restate(c, s, p);
         }
+        function_touch(c, f);
     }
 }
 
@@ -110,15 +113,16 @@ static void snapshot_tell(struct control *c, struct data_plane *p)
 {
     p->snapshot_owed = false;
     (void)core_order(c, ORDER_SNAPSHOT_BEGIN, p->id);
-    everything_tell(c, p->id);
+    everything_tell(c, p);
     (void)core_order(c, ORDER_SNAPSHOT_END, p->id);
+    leases_retire_unnamed(c, p);
 }
 
 /* Workers have not spoken yet: it may know more sandboxes than we do, and must not lose them. */
 static void additions_tell(struct control *c, struct data_plane *p)
 {
     p->snapshot_owed = true;
-    everything_tell(c, p->id);
+    everything_tell(c, p);
     size_t cursor = 0;
     for (struct core_function *f; (f = map_next(&c->functions, &cursor)) != NULL;) {
         if (f->deleted)
@@ -140,11 +144,11 @@ void planes_snapshots_owed(struct control *c)
 /* What it knows and we are draining: it may have requests there. */
 static void draining_tell(struct control *c, struct data_plane *p, const struct control_event *e)
 {
-    for (size_t i = 0; i < e->data_plane.known_sandbox_count; i++) {
-        struct core_sandbox *s = map_get(&c->sandboxes, e->data_plane.known_sandbox_ids[i]);
+    for (size_t i = 0; i < e->data_plane.known_count; i++) {
+        struct core_sandbox *s = map_get(&c->sandboxes, e->data_plane.known[i].sandbox_id);
         if (s == NULL || s->state != SANDBOX_DRAINING)
             continue;
-        s->undrained |= bit_of(c, p);
+        s->undrained |= plane_bit(c, p);
         struct control_order *o = core_order(c, ORDER_DRAIN, p->id);
         o->function_id = s->function->id;
         o->sandbox_id = s->id;
@@ -157,7 +161,7 @@ static void words_awaited(struct control *c, struct data_plane *p,
 {
     size_t cursor = 0;
     for (struct core_sandbox *s; (s = map_next(&c->sandboxes, &cursor)) != NULL;)
-        s->undrained &= ~bit_of(c, p);
+        s->undrained &= ~plane_bit(c, p);
     if (known != NULL)
         draining_tell(c, p, known);
     cursor = 0;
@@ -168,7 +172,7 @@ static void words_awaited(struct control *c, struct data_plane *p,
 static void absence_end(struct control *c, struct data_plane *p)
 {
     due_at(c, &p->due, UINT64_MAX);
-    c->away_mask &= ~bit_of(c, p);
+    c->away_mask &= ~plane_bit(c, p);
 }
 
 void plane_up(struct control *c, const struct control_event *e)
@@ -179,12 +183,13 @@ void plane_up(struct control *c, const struct control_event *e)
         return;
     p->alive = true;
     p->heard_ms = c->now_ms;
-    c->alive_mask |= bit_of(c, p);
-    if (core_awaits_workers(c) && e->data_plane.known_sandbox_count > 0)
+    c->alive_mask |= plane_bit(c, p);
+    absence_end(c, p);
+    leases_hello(c, p, e);
+    if (core_awaits_workers(c) && e->data_plane.known_count > 0)
         additions_tell(c, p);
     else
         snapshot_tell(c, p);
-    absence_end(c, p);
     words_awaited(c, p, e); /* what it does not know any more has no request of it */
     awaited_end(c, p);
 }
@@ -230,6 +235,7 @@ void planes_forget_sandbox(struct control *c, const struct core_sandbox *s)
 /* What it had in flight is lost with it. */
 void plane_end(struct control *c, struct data_plane *p)
 {
+    leases_plane_end(c, p);
     absence_end(c, p);
     words_awaited(c, p, NULL);
 }
@@ -242,10 +248,10 @@ void plane_closed(struct control *c, uint64_t id)
     if (p == NULL || !p->alive)
         return;
     p->alive = p->snapshot_owed = false;
-    c->alive_mask &= ~bit_of(c, p);
-    demand_forget(c, index_of(c, p));
+    c->alive_mask &= ~plane_bit(c, p);
+    demand_forget(c, plane_index(c, p));
     loads_forget(c, p);
-    c->away_mask |= bit_of(c, p);
+    c->away_mask |= plane_bit(c, p);
     if (c->now_ms - p->heard_ms >= c->options.peer_dead_after_ms)
         plane_end(c, p); /* it was silent: no connection that only broke */
     else
@@ -263,7 +269,15 @@ void plane_demand(struct control *c, const struct control_event *e)
     struct demand d = {e->demand.in_flight, e->demand.waiting, e->demand.in_flight_average};
     f->asked = true;
     f->told = false;
-    scale_demand(c, f, index_of(c, p), &d);
+    leases_told(c, f, plane_index(c, p));
+    scale_demand(c, f, plane_index(c, p), &d);
+}
+
+void plane_returned(struct control *c, const struct control_event *e)
+{
+    struct data_plane *p = plane_find(c, e->returned.data_plane_id);
+    if (p != NULL && p->alive)
+        leases_returned(c, p, e);
 }
 
 void plane_loads(struct control *c, const struct control_event *e)
@@ -278,14 +292,14 @@ void plane_loads(struct control *c, const struct control_event *e)
 void plane_drained(struct control *c, uint64_t data_plane_id, uint64_t sandbox_id)
 {
     struct core_sandbox *s = map_get(&c->sandboxes, sandbox_id);
-    const struct data_plane *p = plane_find(c, data_plane_id);
-    if (s == NULL || p == NULL || !p->alive)
+    struct data_plane *p = plane_find(c, data_plane_id);
+    if (p == NULL || !p->alive)
         return;
-    s->undrained &= ~(UINT64_C(1) << index_of(c, p));
+    leases_drained(c, p, sandbox_id);
+    if (s == NULL)
+        return;
+    s->undrained &= ~plane_bit(c, p);
     sandbox_stop_when_drained(c, s);
-    /* It drained what an earlier snapshot did not name, and now does not know it any more. */
-    if (s->state == SANDBOX_READY && s->version == function_serving(s->function)->number)
-        sandbox_endpoint_tell(c, s, p->id);
 }
 
 void plane_endpoint_failed(struct control *c, uint64_t sandbox_id)

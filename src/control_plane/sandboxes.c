@@ -113,12 +113,30 @@ struct core_sandbox *sandbox_new(struct control *c, struct core_function *f, str
 
 /* ---- draining and stopping ---- */
 
-void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id)
+void sandbox_endpoint_tell(struct control *c, const struct core_sandbox *s, uint64_t data_plane_id,
+                           uint32_t slots)
 {
     struct control_order *o = core_order(c, ORDER_ENDPOINT, data_plane_id);
     o->function_id = s->function->id;
     o->sandbox_id = s->id;
     o->version = s->version;
+    o->slots = slots;
+}
+
+/* To data planes that are alive; the others learn it when they are back. */
+static void planes_tell(struct control *c, uint64_t planes, enum order_kind kind,
+                        const struct core_sandbox *s, enum gone_reason reason)
+{
+    uint64_t told = planes & c->alive_mask;
+    for (uint64_t left = told; left != 0; left &= left - 1) {
+        uint64_t id = c->data_planes[__builtin_ctzll(left)].id;
+        struct control_order *o = core_order(c, kind, told == c->alive_mask ? ALL_DATA_PLANES : id);
+        o->function_id = s->function->id;
+        o->sandbox_id = s->id;
+        o->reason = reason;
+        if (told == c->alive_mask)
+            return;
+    }
 }
 
 void sandbox_stop_tell(struct control *c, const struct core_sandbox *s)
@@ -154,14 +172,11 @@ void sandbox_drain(struct control *c, struct core_sandbox *s)
     }
     if (s->state != SANDBOX_READY)
         return;
+    leases_sandbox_leaves(c, s);
     sandbox_move(c, s, SANDBOX_DRAINING);
-    s->undrained = c->alive_mask | c->away_mask;
+    s->undrained = leases_holders(c, s->id);
     due_at(c, &s->due, c->now_ms + s->timeout_ms + DRAIN_SLACK_MS);
-    if (c->alive_mask != 0) {
-        struct control_order *o = core_order(c, ORDER_DRAIN, ALL_DATA_PLANES);
-        o->function_id = s->function->id;
-        o->sandbox_id = s->id;
-    }
+    planes_tell(c, s->undrained, ORDER_DRAIN, s, GONE_UNKNOWN);
     sandbox_stop_when_drained(c, s);
 }
 
@@ -184,7 +199,7 @@ static void on_ready(struct control *c, struct core_sandbox *s, const struct san
     } else if (s->version == f->latest.number && !f->latest_is_active) {
         function_activate(c, f);
     } else if (s->version == function_serving(f)->number) {
-        sandbox_endpoint_tell(c, s, ALL_DATA_PLANES);
+        leases_offer(s);
         f->latest_state = f->latest_is_active ? VERSION_READY : f->latest_state;
     } else {
         sandbox_drain(c, s); /* overtaken by a newer version */
@@ -250,26 +265,20 @@ static void ready_failed(struct control *c, struct core_function *f, const struc
     f->told = false;
 }
 
-static void endpoint_gone_tell(struct control *c, const struct core_sandbox *s,
-                               const struct sandbox_report *r)
-{
-    struct control_order *o = core_order(c, ORDER_ENDPOINT_GONE, ALL_DATA_PLANES);
-    o->function_id = s->function->id;
-    o->sandbox_id = s->id;
-    o->reason = r->reason;
-}
-
 void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbox_report *r)
 {
     struct core_function *f = s->function;
     if (s->state != SANDBOX_STARTING) /* data planes may know it */
-        endpoint_gone_tell(c, s, r);
+        planes_tell(c, leases_knowers(c, s->id), ORDER_ENDPOINT_GONE, s, r->reason);
     if (s->ready_at_ms != 0 && c->now_ms - s->ready_at_ms >= PROVEN_AFTER_MS)
         f->backoff_ms = 0;
     if (s->state == SANDBOX_STARTING && !f->deleted)
         start_failed(c, f, s, r);
     else if (s->state == SANDBOX_READY && !f->deleted)
         ready_failed(c, f, s, r);
+    if (s->state == SANDBOX_READY)
+        leases_sandbox_leaves(c, s);
+    leases_sandbox_gone(c, s, r->reason == GONE_WORKER_LOST);
     count(s, -1);
     list_remove(&s->of_function);
     list_remove(&s->of_worker);

@@ -25,6 +25,20 @@ static uint32_t wanted_now(const struct core_function *f)
     return MIN(wanted, p->scale_max);
 }
 
+/* What those that are away hold serves nobody else: for who waits it is as if it were in use. */
+static uint64_t requests_of(struct control *c, struct core_function *f)
+{
+    uint64_t requests = (uint64_t)f->in_flight + f->waiting;
+    return f->waiting > 0 ? requests + leases_locked_slots(c, f) : requests;
+}
+
+/* A sandbox would be started for requests that may have been served since: then it is asked first,
+ * and what comes back, or the end of patience, brings us here again. */
+static bool may_be_old(struct control *c, struct core_function *f)
+{
+    return leases_stale_requests(c, f) > 0 && leases_ask(c, f);
+}
+
 /* What the requests of the moment need. It stands until the period ends: demand alone never takes
  * a sandbox away. */
 static void raise_now(struct control *c, struct core_function *f)
@@ -32,11 +46,14 @@ static void raise_now(struct control *c, struct core_function *f)
     const struct scaling_policy *p = function_policy(f);
     if (p->mode != SCALING_IMMEDIATE)
         return;
-    uint32_t needed = autoscaler_needed_now(p, (uint64_t)f->in_flight + f->waiting);
-    needed = MIN(needed, p->scale_max);
+    const struct core_version *v = function_serving(f);
+    uint64_t requests = requests_of(c, f);
+    uint32_t needed = MIN(autoscaler_needed_now(p, requests), p->scale_max);
+    if (needed > f->desired && needed > v->starting + v->ready && may_be_old(c, f))
+        needed =
+            MIN(autoscaler_needed_now(p, requests - leases_stale_requests(c, f)), p->scale_max);
     if (needed <= f->desired)
         return;
-    const struct core_version *v = function_serving(f);
     autoscaler_raised(&f->autoscaler, p, needed, v->starting + v->ready, c->now_ms);
     f->desired = needed;
 }
@@ -275,6 +292,7 @@ static void tick_begin(struct control *c, struct core_function *f, uint32_t have
 static void due_plan(struct control *c, struct core_function *f, bool lacks)
 {
     uint64_t at = f->ticking ? f->period_end_ms : UINT64_MAX;
+    at = MIN(at, leases_due_ms(c, f));
     if (lacks && c->now_ms < f->retry_at_ms)
         at = MIN(at, f->retry_at_ms);
     else if (lacks && f->starving)
@@ -300,6 +318,7 @@ void scale_function(struct control *c, struct core_function *f)
     else if (sure > at_most)
         drain_some(c, f, v, sure - at_most);
     trial_start(c, f);
+    leases_settle(c, f);
     if (f->starving && f->proving && f->old.number == 0 && !room_may_come(c))
         failure_no_room(&f->failure, c, &v->spec); /* for who waits for it to be ready */
     waiting_tell(c, f, v);
@@ -389,5 +408,7 @@ void scale_due(struct control *c, struct core_function *f)
 {
     if (f->ticking && c->now_ms >= f->period_end_ms)
         period(c, f);
+    else
+        raise_now(c, f); /* who was asked has had their time */
     function_touch(c, f);
 }

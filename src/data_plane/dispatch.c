@@ -349,7 +349,7 @@ static uint32_t give_back(struct dispatch *d, struct dispatch_endpoint *endpoint
                                           word_with_slots(word, usable - given)))
             continue;
         bool had_all = slots == DISPATCH_REQUESTS_MAX;
-        d->options.on_returned(d->options.user, endpoint, given + (had_all ? 0 : slots - usable),
+        d->options.on_returned(d->options.user, endpoint, had_all ? 0 : given + slots - usable,
                                usable - given);
         return given;
     }

@@ -67,9 +67,9 @@ struct dispatch_options {
     uint64_t seed;
     /* A draining endpoint has no request left. Any thread. May be NULL. */
     void (*on_idle)(void *user, struct dispatch_endpoint *endpoint);
-    /* `slots` of it are given back, `left` remain. Any thread, under the mutex, so that it is told
-     * in the order of the giving: it only passes it on, and calls nothing of the dispatch. May be
-     * NULL when nothing is ever owed. */
+    /* `slots` of it are given back (0: it had all), `left` remain. Any thread, under the mutex, so
+     * that it is told in the order of the giving: it only passes it on, and calls nothing of the
+     * dispatch. May be NULL when nothing is ever owed. */
     void (*on_returned)(void *user, struct dispatch_endpoint *endpoint, uint32_t slots,
                         uint32_t left);
     /* An endpoint's memory goes: free what its `user` and `thread_user` hold. May be NULL. */

@@ -504,7 +504,10 @@ static void on_returned_post(struct loop_post *post)
     struct router *c = p->control;
     struct sandbox_state *s = map_get(&c->sandboxes, p->returned.sandbox_id);
     if (s != NULL && s->sandbox == p->sandbox) { /* else it has gone, with all its slots */
-        s->slots = s->slots == DISPATCH_SLOTS_ALL ? p->returned.left : s->slots - p->returned.slots;
+        if (p->returned.slots == 0)
+            s->slots = p->returned.left;         /* until then it had all */
+        else if (s->slots != DISPATCH_SLOTS_ALL) /* else it has got all since */
+            s->slots -= p->returned.slots;
         GROW(c->returned, c->returned_count, c->returned_capacity);
         c->returned[c->returned_count++] = p->returned;
         c->changed = true;

@@ -17,7 +17,7 @@
  * so that it cannot promise what others have by now. */
 struct snapshot_slots {
     uint64_t sandbox_id;
-    uint32_t slots, left; /* so many; left: those that are still held */
+    uint32_t slots, left; /* so many, 0: of all; left: those that are still held */
 };
 void snapshot_note(const char *directory, const struct snapshot_slots *items, size_t count);
 /* All that were noted since the snapshot was written, and maybe some from just before it: of a

@@ -33,6 +33,9 @@ void check_slot_taken(struct sim *s, const struct request *r)
     FAIL_UNLESS(s, concurrency == 0 || slots->held <= concurrency,
                 "sandbox %llx has %u requests at once, its concurrency is %u", hex(id), slots->held,
                 concurrency);
+    FAIL_UNLESS(s, slots->held <= slots->limit,
+                "sandbox %llx has %u requests at once at data plane %u, which has %u slots",
+                hex(id), slots->held, r->route->plane, slots->limit);
     FAIL_UNLESS(s, !slots->is_draining, "draining sandbox %llx gets a new request", hex(id));
     FAIL_UNLESS(s, !slots->is_removed, "removed sandbox %llx gets a new request", hex(id));
     FAIL_UNLESS(s, !slots->is_ejected, "sandbox %llx gets a new request after it refused one",
@@ -41,8 +44,29 @@ void check_slot_taken(struct sim *s, const struct request *r)
                 (unsigned long long)r->id, (unsigned long long)other->id);
 }
 
+static uint32_t limit_of(const struct sim *s, const struct box *b)
+{
+    const struct function *f = &s->functions[b->function_id];
+    uint32_t limit = f->concurrency == 0 ? UINT32_MAX : f->concurrency;
+    return s->now_ms < f->loose_until_ms ? MAX(limit, f->loosest) : limit;
+}
+
+/* Over all data planes, but for those that were declared dead and may not have heard of it. */
+static void check_limit(struct sim *s, struct box *b)
+{
+    uint32_t sum = 0;
+    for (uint32_t plane = 0; plane < PLANES; plane++) {
+        if (b->requests[plane] == 0 && map_get(&s->planes[plane].endpoints, b->id) == NULL)
+            b->estranged &= ~(1u << plane);
+        sum += b->estranged & 1u << plane ? 0 : b->requests[plane];
+    }
+    FAIL_UNLESS(s, sum <= limit_of(s, b),
+                "sandbox %llx has %u requests at once from all data planes, its concurrency is %u",
+                hex(b->id), sum, limit_of(s, b));
+}
+
 /* Each request that a sandbox has from a data plane holds one of its slots there. */
-void check_connected(struct sim *s, const struct request *r, const struct box *b)
+void check_connected(struct sim *s, const struct request *r, struct box *b)
 {
     const struct slots *slots = r->endpoint->user;
     uint32_t requests = b->requests[r->route->plane];
@@ -52,6 +76,7 @@ void check_connected(struct sim *s, const struct request *r, const struct box *b
     FAIL_UNLESS(s, requests <= slots->held,
                 "sandbox %llx serves %u requests of data plane %u, which hold %u slots", hex(b->id),
                 requests, r->route->plane, slots->held);
+    check_limit(s, b);
 }
 
 void check_refused(struct sim *s, const struct request *r)
@@ -81,6 +106,7 @@ void check_answer(struct sim *s, const struct request *r, enum answer answer)
 static bool has_room(const struct route *r, const struct slots *slots)
 {
     return !slots->is_draining && !slots->is_ejected && !slots->is_removed &&
+           slots->held < slots->limit &&
            (r->settings.concurrency == 0 || slots->held < r->settings.concurrency);
 }
 
@@ -127,6 +153,18 @@ static bool is_dead(const struct sim *s, uint32_t peer)
                ? s->now_ms >= s->core_started_ms + RECONSTRUCTION_MS
                : s->now_ms >= l->core_lost_ms + RECONNECT_GRACE_MS ||
                      l->core_lost_ms >= l->heard_ms + PEER_DEAD_AFTER_MS;
+}
+
+/* Others are given its slots; it may be alive, and serve on. */
+void note_dead(struct sim *s)
+{
+    for (uint32_t plane = 0; plane < PLANES; plane++) {
+        size_t cursor = 0;
+        if (!s->planes[plane].is_up || !is_dead(s, WORKERS + plane))
+            continue;
+        for (struct box *b; (b = map_next(&s->boxes, &cursor)) != NULL;)
+            b->estranged |= 1u << plane;
+    }
 }
 
 static void check_stop(struct sim *s, const struct control_order *o)
@@ -180,21 +218,26 @@ static void check_endpoint(struct sim *s, const struct control_order *o)
                 hex(b->id));
 }
 
+/* One data plane alone may end there, too, when it holds more than there is. */
 static void note_drain(struct sim *s, uint64_t sandbox_id)
 {
     struct box *b = worker_box(s, sandbox_id);
-    if (b == NULL || b->drain_epoch == s->epoch)
+    struct sandbox_view v;
+    if (b == NULL || b->drain_epoch == s->epoch ||
+        (control_sandbox(s->core, sandbox_id, &v) && v.state == SANDBOX_READY))
         return;
     b->drain_epoch = s->epoch;
     b->drain_ms = s->now_ms;
 }
 
 /* Given up with its worker: when that comes back it may serve. */
-static void note_gone(struct sim *s, const struct control_order *o)
+static void note_gone(struct sim *s)
 {
-    struct box *b = worker_box(s, o->sandbox_id);
-    if (b != NULL)
-        b->drain_epoch = b->stop_epoch = 0;
+    size_t cursor = 0;
+    struct sandbox_view v;
+    for (struct box *b; (b = map_next(&s->boxes, &cursor)) != NULL;)
+        if (b->drain_epoch + b->stop_epoch != 0 && !control_sandbox(s->core, b->id, &v))
+            b->drain_epoch = b->stop_epoch = 0;
 }
 
 void check_orders(struct sim *s, const struct control_orders *orders)
@@ -209,9 +252,8 @@ void check_orders(struct sim *s, const struct control_orders *orders)
             check_endpoint(s, o);
         else if (o->kind == ORDER_DRAIN)
             note_drain(s, o->sandbox_id);
-        else if (o->kind == ORDER_ENDPOINT_GONE)
-            note_gone(s, o);
     }
+    note_gone(s);
 }
 
 /* ---- after every event ---- */
@@ -348,15 +390,38 @@ static void check_endpoints(struct sim *s, uint32_t plane)
     const struct plane *p = &s->planes[plane];
     size_t cursor = 0, routes = 0;
     FAIL_UNLESS(s, p->removed.count == 0, "data plane %u keeps a deleted function", plane);
-    FAIL_UNLESS(s, p->endpoints.count == s->boxes.count, "data plane %u knows %zu of %zu sandboxes",
-                plane, p->endpoints.count, s->boxes.count);
-    for (const struct box *b; (b = map_next(&s->boxes, &cursor)) != NULL;)
-        FAIL_UNLESS(s, map_get(&p->endpoints, b->id) != NULL,
-                    "data plane %u does not know sandbox %llx", plane, hex(b->id));
+    for (const struct box *b; (b = map_next(&s->boxes, &cursor)) != NULL;) {
+        const struct endpoint *e = map_get(&p->endpoints, b->id);
+        uint32_t limit = s->functions[b->function_id].stored.latest.concurrency;
+        uint32_t booked = control_lease(s->core, WORKERS + plane + 1, b->id);
+        uint32_t held = e == NULL || e->drained ? 0 : limit == 0 ? SLOTS_ALL : MIN(e->slots, limit);
+        FAIL_UNLESS(s, held == booked,
+                    "data plane %u has %u slots of sandbox %llx, in the books it has %u", plane,
+                    held, hex(b->id), booked);
+    }
+    cursor = 0;
+    for (const struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;)
+        FAIL_UNLESS(s, worker_box(s, e->id) != NULL,
+                    "data plane %u knows sandbox %llx, which is no more", plane, hex(e->id));
     for (uint32_t name = 0; name < NAMES; name++)
         routes += s->names[name] != 0;
     FAIL_UNLESS(s, p->routes.count == routes, "data plane %u knows %zu of %zu functions", plane,
                 p->routes.count, routes);
+}
+
+/* At rest every slot is somebody's, once. */
+static void check_leases(struct sim *s)
+{
+    size_t cursor = 0;
+    for (const struct box *b; (b = map_next(&s->boxes, &cursor)) != NULL;) {
+        uint32_t limit = s->functions[b->function_id].stored.latest.concurrency;
+        uint64_t sum = 0;
+        for (uint32_t plane = 0; plane < PLANES; plane++)
+            sum += control_lease(s->core, WORKERS + plane + 1, b->id);
+        FAIL_UNLESS(s, sum == (limit == 0 ? (uint64_t)PLANES * SLOTS_ALL : limit),
+                    "of sandbox %llx %llu slots are leased, and there are %u", hex(b->id),
+                    (unsigned long long)sum, limit);
+    }
 }
 
 void check_rest(struct sim *s)
@@ -377,6 +442,7 @@ void check_rest(struct sim *s)
     }
     for (uint32_t plane = 0; plane < PLANES; plane++)
         check_endpoints(s, plane);
+    check_leases(s);
     FAIL_UNLESS(s, s->requests.count == 0, "%zu requests were forgotten", s->requests.count);
     uint64_t answered = 0;
     for (int answer = 0; answer < ANSWER_COUNT; answer++)

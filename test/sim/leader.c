@@ -39,6 +39,7 @@ static void tick_plan(struct sim *s)
 
 void leader_event(struct sim *s, const struct control_event *e)
 {
+    note_dead(s);
     s->orders.count = 0;
     control_step(s->core, e, s->now_ms, &s->orders);
     s->steps++;
@@ -116,14 +117,16 @@ static void worker_hello_take(struct sim *s, const struct frame *f)
 static void plane_hello_take(struct sim *s, const struct frame *f)
 {
     struct control_event e = {.kind = EVENT_DATA_PLANE_UP};
-    uint64_t *ids = mem_new_array(f->count + 1, sizeof(*ids));
+    struct known_sandbox *known = mem_new_array(f->count + 1, sizeof(*known));
     for (size_t i = 0; i < f->count; i++)
-        ids[i] = f->items[i].sandbox_id;
+        known[i] = (struct known_sandbox){f->items[i].sandbox_id, f->items[i].slots,
+                                          f->items[i].is_ending};
     e.data_plane.data_plane_id = id_of(f->peer);
-    e.data_plane.known_sandbox_ids = ids;
-    e.data_plane.known_sandbox_count = f->count;
+    e.data_plane.leases = true;
+    e.data_plane.known = known;
+    e.data_plane.known_count = f->count;
     leader_event(s, &e);
-    free(ids);
+    free(known);
 }
 
 /* A new connection of a peer replaces its old one. */
@@ -170,6 +173,21 @@ static void load_take(struct sim *s, uint32_t peer, const struct item *item)
     e.loads.items = &load;
     e.loads.count = 1;
     leader_event(s, &e);
+}
+
+static void returned_take(struct sim *s, const struct frame *f)
+{
+    struct control_event e = {.kind = EVENT_SLOTS_RETURNED};
+    struct returned_slots *items = mem_new_array(f->count + 1, sizeof(*items));
+    for (size_t i = 0; i < f->count; i++)
+        if (f->items[i].kind == ITEM_RETURNED)
+            items[e.returned.count++] = (struct returned_slots){
+                f->items[i].sandbox_id, f->items[i].slots, f->items[i].left};
+    e.returned.data_plane_id = id_of(f->peer);
+    e.returned.items = items;
+    if (e.returned.count > 0)
+        leader_event(s, &e);
+    free(items);
 }
 
 static void demand_take(struct sim *s, uint32_t peer, const struct item *item)
@@ -227,6 +245,7 @@ static void item_take(struct sim *s, const struct frame *f, const struct item *i
         e.endpoint.sandbox_id = item->sandbox_id;
         leader_event(s, &e);
         break;
+    case ITEM_RETURNED: /* all at once */
     case ITEM_KNOWN:
     case ITEM_ORDER:
         break;
@@ -252,6 +271,7 @@ void leader_frame(struct sim *s, const struct frame *f)
         return;
     }
     leader_heard(s, f->peer);
+    returned_take(s, f);
     for (int kind = ITEM_SANDBOX; kind <= ITEM_DRAINED; kind++)
         for (size_t i = 0; i < f->count; i++)
             if ((int)f->items[i].kind == kind)
@@ -266,6 +286,8 @@ static bool must_come_later(const struct frame *outbox, enum order_kind kind)
 {
     if (kind == ORDER_STOP)
         return frame_count(outbox, ORDER_START) > 0;
+    if (kind == ORDER_DRAIN)
+        return frame_count(outbox, ORDER_ENDPOINT_GONE) > 0;
     if (kind == ORDER_ENDPOINT)
         return frame_count(outbox, ORDER_ENDPOINT_GONE) + frame_count(outbox, ORDER_DRAIN) > 0;
     return false;
@@ -288,7 +310,7 @@ static void tell_peer(struct sim *s, uint32_t peer, const struct control_order *
     if (settings == NULL)
         return; /* the version has just been replaced: the core hears of that next */
     struct item *item = network_item(s, peer, TO_PEER, ITEM_ORDER);
-    if (o->kind == ORDER_DRAIN)
+    if (o->kind == ORDER_DRAIN || (o->kind == ORDER_ENDPOINT && o->slots > 0))
         map_put(&s->links[peer].drains, o->sandbox_id,
                 (void *)(uintptr_t)(s->links[peer].sent_count[TO_PEER] + 1));
     if (o->kind == ORDER_ENDPOINT_GONE)
@@ -297,6 +319,7 @@ static void tell_peer(struct sim *s, uint32_t peer, const struct control_order *
     item->sandbox_id = o->sandbox_id;
     item->function_id = o->function_id;
     item->version = o->version;
+    item->slots = o->slots;
     item->settings = *settings;
     item->has_cause = o->status >= 400 && o->code != NULL && o->code[0] != '\0' &&
                       o->message != NULL && o->message[0] != '\0';
@@ -310,6 +333,7 @@ static void order_trace(const struct sim *s, const struct control_order *o)
                                         [ORDER_ROUTE] = "route",
                                         [ORDER_UNROUTE] = "unroute",
                                         [ORDER_ENDPOINT] = "endpoint",
+                                        [ORDER_SLOTS_WANTED] = "slots wanted",
                                         [ORDER_DRAIN] = "drain",
                                         [ORDER_ENDPOINT_GONE] = "endpoint gone",
                                         [ORDER_SNAPSHOT_BEGIN] = "snapshot begin",
@@ -320,9 +344,9 @@ static void order_trace(const struct sim *s, const struct control_order *o)
                                         [ORDER_VERSION_FAILED] = "version failed",
                                         [ORDER_FUNCTION_GONE] = "function gone"};
     if (s->trace)
-        sim_trace(s, "  order to %lld: %s %llx, function %llu version %u", (long long)o->target_id,
-                  names[o->kind], (unsigned long long)o->sandbox_id,
-                  (unsigned long long)o->function_id, o->version);
+        sim_trace(s, "  order to %lld: %s %llx, function %llu version %u slots %d",
+                  (long long)o->target_id, names[o->kind], (unsigned long long)o->sandbox_id,
+                  (unsigned long long)o->function_id, o->version, (int)o->slots);
 }
 
 static void order_carry_out(struct sim *s, const struct control_order *o)
@@ -335,6 +359,7 @@ static void order_carry_out(struct sim *s, const struct control_order *o)
     case ORDER_ROUTE:
     case ORDER_UNROUTE:
     case ORDER_ENDPOINT:
+    case ORDER_SLOTS_WANTED:
     case ORDER_DRAIN:
     case ORDER_ENDPOINT_GONE:
     case ORDER_SNAPSHOT_BEGIN:

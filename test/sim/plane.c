@@ -2,6 +2,7 @@
  * becomes reports (as src/data_plane/router.c does; events take the place of its posts). */
 #include "sim.h"
 #include <stdlib.h>
+#include <string.h>
 
 #define REPORT_PERIOD_MS 500u
 #define READMIT_MS 1000u
@@ -126,6 +127,68 @@ static void endpoint_forget(struct sim *s, uint32_t plane, struct endpoint *e)
     free(e);
 }
 
+static void returned_add(struct returned_list *list, struct returned item)
+{
+    if (list->count == list->capacity) {
+        list->capacity = MAX(list->capacity * 2, (size_t)8);
+        list->items = mem_resize(list->items, list->capacity, sizeof(*list->items));
+    }
+    list->items[list->count++] = item;
+}
+
+/* Those given back after our hello are told when it has been answered. */
+static void returned_tell(struct sim *s, uint32_t plane)
+{
+    struct plane *p = &s->planes[plane];
+    if (s->links[WORKERS + plane].peer_end == 0)
+        p->returned.count = 0; /* our next hello does not name them */
+    if (!can_report(s, plane))
+        return;
+    for (size_t i = 0; i < p->returned.count; i++) {
+        struct item *item = network_item(s, WORKERS + plane, TO_CORE, ITEM_RETURNED);
+        item->sandbox_id = p->returned.items[i].sandbox_id;
+        item->slots = p->returned.items[i].slots;
+        item->left = p->returned.items[i].left;
+    }
+    p->returned.count = 0;
+}
+
+static void on_returned_post(struct sim *s, const struct event *event)
+{
+    struct plane *p = self_find(s, event->a);
+    if (p == NULL)
+        return;
+    uint32_t plane = event->a & 0xff;
+    struct returned r = p->posted.items[0];
+    memmove(p->posted.items, p->posted.items + 1, --p->posted.count * sizeof(r));
+    struct endpoint *e = map_get(&p->endpoints, r.sandbox_id);
+    if (e == NULL || e->user != r.user)
+        return; /* it has gone, with all its slots */
+    sim_trace(s, "data plane %u gives back %u slots of %llx, and has %u", plane, r.slots,
+              (unsigned long long)r.sandbox_id, r.left);
+    if (r.slots == 0)
+        e->slots = r.left;                   /* until then it had all */
+    else if (e->slots != DISPATCH_SLOTS_ALL) /* else it has got all since */
+        e->slots -= r.slots;
+    returned_add(&p->returned, r);
+    returned_tell(s, plane);
+    if (e->slots == 0)
+        endpoint_forget(s, plane, e);
+}
+
+static void on_endpoint_returned(void *user, struct dispatch_endpoint *endpoint, uint32_t slots,
+                                 uint32_t left)
+{
+    struct route *r = user;
+    struct slots *own = endpoint->user;
+    FAIL_UNLESS(r->sim, left >= own->held, "%u slots of sandbox %llx are left, and %u are used",
+                left, (unsigned long long)endpoint->sandbox_id, own->held);
+    own->limit = left;
+    returned_add(&r->sim->planes[r->plane].posted,
+                 (struct returned){endpoint->sandbox_id, own, slots, left});
+    clock_after(r->sim, 0, on_returned_post, self_of(r->sim, r->plane), 0);
+}
+
 static void on_idle_post(struct sim *s, const struct event *event)
 {
     struct plane *p = self_find(s, event->a);
@@ -185,6 +248,20 @@ static void endpoint_retire(struct sim *s, uint32_t plane, uint64_t sandbox_id)
         endpoint_drain(s, plane, sandbox_id);
 }
 
+static void endpoint_lease(struct sim *s, struct endpoint *e, uint32_t more)
+{
+    if (more == DISPATCH_SLOTS_ALL || e->slots == DISPATCH_SLOTS_ALL)
+        e->slots = DISPATCH_SLOTS_ALL;
+    else
+        e->slots += more;
+    struct slots *slots = slots_of(e);
+    slots->limit = more == DISPATCH_SLOTS_ALL || slots->limit == DISPATCH_SLOTS_ALL
+                       ? DISPATCH_SLOTS_ALL
+                       : slots->limit + more;
+    if (more > 0)
+        (void)dispatch_endpoint_lease(e->route->dispatch, e->id, more, THREADS, now_ns(s));
+}
+
 static void endpoint_put(struct sim *s, uint32_t plane, const struct item *o)
 {
     struct plane *p = &s->planes[plane];
@@ -195,17 +272,22 @@ static void endpoint_put(struct sim *s, uint32_t plane, const struct item *o)
     if (e != NULL && e->drained) { /* by a leader that is no more; the new one has it in use */
         endpoint_forget(s, plane, e);
     } else if (e != NULL) { /* only just draining: once idle it is told so, and named again */
-        e->forget_when_idle |= slots_of(e)->is_draining;
+        if (slots_of(e)->is_draining)
+            e->forget_when_idle = true;
+        else
+            endpoint_lease(s, e, o->slots);
         return;
     }
-    if (r == NULL)
+    if (r == NULL || o->slots == 0)
         return;
+    struct slots *slots = mem_new(sizeof(*slots));
+    slots->limit = o->slots;
     e = mem_new(sizeof(*e));
-    *e = (struct endpoint){.id = o->sandbox_id, .route = r, .in_snapshot = true};
+    *e = (struct endpoint){
+        .id = o->sandbox_id, .route = r, .user = slots, .slots = o->slots, .in_snapshot = true};
     map_put(&p->endpoints, e->id, e);
     sim_trace(s, "data plane %u may use %llx", plane, (unsigned long long)e->id);
-    bool added = dispatch_endpoint_add(r->dispatch, e->id, DISPATCH_SLOTS_ALL, mem_new(sizeof(struct slots)), THREADS,
-                                       now_ns(s));
+    bool added = dispatch_endpoint_add(r->dispatch, e->id, o->slots, slots, THREADS, now_ns(s));
     FAIL_UNLESS(s, added, "sandbox %llx was there already", (unsigned long long)e->id);
 }
 
@@ -240,6 +322,7 @@ static void route_put(struct sim *s, uint32_t plane, const struct item *o)
                                            .threads = THREADS + 1,
                                            .seed = sim_below(s, UINT32_MAX),
                                            .on_idle = on_endpoint_idle,
+                                           .on_returned = on_endpoint_returned,
                                            .on_free = on_endpoint_free,
                                            .user = r};
         *r = (struct route){.id = o->function_id, .plane = plane, .sim = s};
@@ -333,6 +416,12 @@ static void forget_routes(struct sim *s, uint32_t plane)
     free(gone);
 }
 
+static void slots_wanted(struct sim *s, struct route *r, uint32_t slots)
+{
+    if (dispatch_owe(r->dispatch, slots) > 0)
+        plane_tell_demand(s, r); /* it may do better elsewhere */
+}
+
 static void order_take(struct sim *s, uint32_t plane, const struct item *o)
 {
     struct plane *p = &s->planes[plane];
@@ -342,6 +431,8 @@ static void order_take(struct sim *s, uint32_t plane, const struct item *o)
         route_put(s, plane, o);
     else if (o->order == ORDER_UNROUTE && r != NULL)
         route_remove(s, plane, r);
+    else if (o->order == ORDER_SLOTS_WANTED && r != NULL)
+        slots_wanted(s, r, o->slots);
     else if (o->order == ORDER_ENDPOINT)
         endpoint_put(s, plane, o);
     else if (o->order == ORDER_DRAIN)
@@ -369,8 +460,8 @@ static void tell_everything(struct sim *s, struct plane *p)
 void plane_frame(struct sim *s, uint32_t plane, const struct frame *f)
 {
     static const enum order_kind kinds[] = {
-        ORDER_ROUTE,         ORDER_UNROUTE,      ORDER_ENDPOINT,   ORDER_DRAIN,
-        ORDER_ENDPOINT_GONE, ORDER_FAIL_WAITING, ORDER_WANT_DEMAND};
+        ORDER_ROUTE, ORDER_UNROUTE,       ORDER_SLOTS_WANTED, ORDER_ENDPOINT,
+        ORDER_DRAIN, ORDER_ENDPOINT_GONE, ORDER_FAIL_WAITING, ORDER_WANT_DEMAND};
     struct plane *p = &s->planes[plane];
     s->touched_planes |= 1u << plane;
     network_send_now(s, WORKERS + plane, TO_CORE); /* it is no answer to what comes now */
@@ -378,6 +469,7 @@ void plane_frame(struct sim *s, uint32_t plane, const struct frame *f)
     FAIL_UNLESS(s, f->epoch >= p->epoch, "data plane %u is ordered by an old leader", plane);
     p->epoch = f->epoch;
     p->has_welcome |= f->is_welcome;
+    returned_tell(s, plane);
     if (f->is_snapshot)
         snapshot_begin(p);
     for (size_t k = 0; k < ARRAY_COUNT(kinds); k++) {
@@ -397,10 +489,19 @@ void plane_frame(struct sim *s, uint32_t plane, const struct frame *f)
 
 void plane_hello(struct sim *s, uint32_t plane, struct frame *hello)
 {
-    const struct plane *p = &s->planes[plane];
+    struct plane *p = &s->planes[plane];
     size_t cursor = 0;
-    for (struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;)
-        frame_item(hello, ITEM_KNOWN)->sandbox_id = e->id;
+    for (struct route *r; (r = map_next(&p->routes, &cursor)) != NULL;)
+        (void)dispatch_owe(r->dispatch, 0);
+    p->returned.count = 0;
+    cursor = 0;
+    for (struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;) {
+        struct item *item = frame_item(hello, ITEM_KNOWN);
+        const struct dispatch_endpoint *d = dispatch_endpoint_find(e->route->dispatch, e->id);
+        item->sandbox_id = e->id;
+        item->is_ending = slots_of(e)->is_draining;
+        item->slots = item->is_ending ? dispatch_endpoint_in_flight(d) : e->slots;
+    }
 }
 
 void plane_disconnected(struct sim *s, uint32_t plane)
@@ -431,6 +532,9 @@ void plane_done(struct sim *s, uint32_t plane)
     for (struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;)
         free(e);
     map_done(&p->endpoints);
+    free(p->posted.items);
+    free(p->returned.items);
+    p->posted = p->returned = (struct returned_list){0};
 }
 
 void plane_begin(struct sim *s, uint32_t plane)

@@ -68,7 +68,8 @@ enum item_kind {
     ITEM_ORDER,   /* to a peer, as the core said it */
     ITEM_SANDBOX, /* from a worker */
     ITEM_GOODBYE,
-    ITEM_LOAD, /* from a data plane, as those that follow */
+    ITEM_RETURNED, /* from a data plane, as those that follow */
+    ITEM_LOAD,
     ITEM_DEMAND,
     ITEM_ENDPOINT_FAILED,
     ITEM_DRAINED,
@@ -85,6 +86,8 @@ struct item {
     enum order_kind order;
     uint64_t sandbox_id, function_id;
     uint32_t version, in_flight, waiting;
+    uint32_t slots, left; /* ORDER_ENDPOINT, ORDER_SLOTS_WANTED, ITEM_RETURNED, ITEM_KNOWN */
+    bool is_ending;       /* ITEM_KNOWN */
     double average;
     enum sandbox_state state;
     enum gone_reason reason;
@@ -107,7 +110,8 @@ struct link {
     uint64_t last_due_ms[2], stalled_until_ms;
     uint64_t heard_ms, core_lost_ms; /* by the core */
     uint64_t sent_count[2];          /* on this connection */
-    struct map drains;               /* sandbox id -> number of the frame that tells it to drain */
+    struct map drains;               /* sandbox id -> number of the frame that last told it to
+                                        drain, or gave it slots */
     struct frame *outbox[2];         /* what leaves at the end of this turn; NULL: nothing */
 };
 /* What is said in one turn leaves as one frame. Callers see to it that their end is there. */
@@ -135,8 +139,10 @@ struct record { /* a registered function, as the store has it */
 struct function { /* and what is on its way to the store */
     struct record stored, next;
     bool is_writing, writes_active, is_active_unsaved;
-    uint32_t active_due; /* to be written as active, after that */
-    uint32_t proven;     /* the newest that the core called active */
+    uint32_t active_due;           /* to be written as active, after that */
+    uint32_t proven;               /* the newest that the core called active */
+    uint32_t concurrency, loosest; /* as told; the highest from which it was lowered lately */
+    uint64_t loose_until_ms;
 };
 const struct function *store_function(const struct sim *s, uint32_t name);      /* NULL: none */
 const struct settings *store_version(const struct record *r, uint32_t version); /* NULL: none */
@@ -166,6 +172,7 @@ struct box { /* a sandbox as it really is */
     enum box_state state;
     uint64_t generation; /* of its plans: an event of an older one is void */
     uint32_t requests[PLANES];
+    uint32_t estranged; /* data planes that were declared dead and may still hold some of it */
     /* what the core of the moment ordered */
     uint64_t drain_epoch, drain_ms, stop_epoch;
     struct list of_worker;
@@ -192,16 +199,28 @@ struct route {
     struct settings settings;
     struct list requests;
     double average;
+    uint64_t helpless_ms; /* since then a request waits, and a slot is idle elsewhere; 0: not so */
     bool in_snapshot, is_active, is_due, is_removed;
 };
 struct endpoint { /* a sandbox as a data plane knows it */
     uint64_t id;
     struct route *route;
+    const struct slots *user;
     bool in_snapshot, drained, forget_when_idle;
-    uint32_t reported;
+    uint32_t slots, reported;
+};
+struct returned {
+    uint64_t sandbox_id;
+    const struct slots *user; /* only compared */
+    uint32_t slots, left;
+};
+struct returned_list {
+    struct returned *items;
+    size_t count, capacity;
 };
 struct slots { /* the user of a dispatch_endpoint: our own count, beside that of the dispatch */
     uint32_t held;
+    uint32_t limit; /* that it may hold: what was granted without what was given back */
     bool is_draining, is_ejected, is_removed, was_idle;
 };
 struct plane {
@@ -209,6 +228,7 @@ struct plane {
     uint64_t life; /* raised by a restart: what belongs to an older one is void */
     uint64_t epoch, taken;
     struct map routes, removed, endpoints; /* removed: routes that still have requests */
+    struct returned_list posted, returned; /* on their way to the control thread; to be told */
 };
 void plane_frame(struct sim *s, uint32_t plane, const struct frame *f);
 void plane_hello(struct sim *s, uint32_t plane, struct frame *hello);
@@ -270,11 +290,12 @@ void calls_begin(struct sim *s, uint64_t until_ms);
 void check_step(struct sim *s);                                        /* after every event */
 void check_orders(struct sim *s, const struct control_orders *orders); /* after every core step */
 void check_slot_taken(struct sim *s, const struct request *r);
-void check_connected(struct sim *s, const struct request *r, const struct box *b);
+void check_connected(struct sim *s, const struct request *r, struct box *b);
 void check_refused(struct sim *s, const struct request *r); /* the queue is full */
 void check_answer(struct sim *s, const struct request *r, enum answer answer);
 void check_plane(struct sim *s, uint32_t plane); /* nobody waits while a slot is free */
 void check_rest(struct sim *s);
+void note_dead(struct sim *s); /* before anything is said to the core */
 
 /* ---- sim.c ---- */
 

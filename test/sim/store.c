@@ -31,12 +31,32 @@ static void spec_make(const struct record *r, const struct settings *settings,
     ret->scaling.period_ms = 500;
 }
 
+/* Requests that run go on when it is lowered. */
+#define LOOSE_MS 20000u
+
+static uint32_t limit_of(uint32_t concurrency)
+{
+    return concurrency == 0 ? UINT32_MAX : concurrency;
+}
+
+static void concurrency_note(struct sim *s, struct function *f, uint32_t concurrency)
+{
+    if (f->concurrency != concurrency && limit_of(concurrency) < limit_of(f->concurrency)) {
+        bool is_loose = s->now_ms < f->loose_until_ms;
+        f->loosest =
+            is_loose ? MAX(f->loosest, limit_of(f->concurrency)) : limit_of(f->concurrency);
+        f->loose_until_ms = s->now_ms + LOOSE_MS;
+    }
+    f->concurrency = concurrency;
+}
+
 static void tell_version(struct sim *s, const struct record *r, const struct settings *settings,
                          uint32_t active_version, bool probe)
 {
     struct function_spec spec;
     struct control_event e = {.kind = EVENT_FUNCTION_PUT};
     spec_make(r, settings, &spec);
+    concurrency_note(s, &s->functions[r->id], settings->concurrency);
     e.function_put.function_id = r->id;
     e.function_put.version = settings->version;
     e.function_put.active_version = active_version;
