@@ -193,6 +193,7 @@ struct control_event {
         struct {
             uint64_t data_plane_id, function_id;
             uint32_t in_flight, waiting;
+            uint32_t in_flight_ending; /* of them, with sandboxes that take no new request */
             double in_flight_average;
         } demand;
         struct {
@@ -239,6 +240,7 @@ struct control_order {
     uint32_t grace_ms;              /* STOP */
     uint32_t slots;                 /* ENDPOINT: so many more, 0 when it is only named again, or
                                        SLOTS_ALL; SLOTS_WANTED */
+    uint32_t idle;                  /* SLOTS_WANTED: so many more, of those that nobody there needs */
     uint32_t place_us;              /* filled by the shell */
     enum gone_reason reason;        /* FAIL_WAITING, VERSION_FAILED */
     uint32_t status, retry_after_s; /* FAIL_WAITING: HTTP status */

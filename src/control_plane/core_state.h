@@ -52,6 +52,7 @@ struct core_version {
 
 struct demand { /* of one function at one data plane */
     uint32_t in_flight, waiting;
+    uint32_t ending; /* of in_flight, with sandboxes that take no new request there */
     double average;
 };
 

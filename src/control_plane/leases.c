@@ -9,6 +9,7 @@
  * One without slots says that the data plane knows the sandbox and has nothing there: it is told
  * when that is gone. */
 
+#define SAY_AGAIN_MS 50u  /* what is wanted, while it still is */
 #define ASK_AGAIN_MS 100u /* whoever has not answered */
 
 #define ENTRY_THERE (UINT64_C(1) << 33)
@@ -39,10 +40,12 @@ static bool is_retired(uint64_t entry)
 /* ---- what is said of a function that several data planes serve ---- */
 
 struct lease_book {
-    bool is_stale;                    /* `held` is to be counted anew */
-    uint32_t held[DATA_PLANES_MAX];   /* slots of ready sandboxes, but for those that are retired */
-    uint32_t owed[DATA_PLANES_MAX];   /* asked back, and not given yet */
-    uint64_t got_ms[DATA_PLANES_MAX]; /* its newest slot */
+    bool is_stale;                  /* `held` is to be counted anew */
+    uint32_t held[DATA_PLANES_MAX]; /* slots of ready sandboxes, but for those that are retired */
+    uint32_t owed[DATA_PLANES_MAX]; /* asked back, and not given yet */
+    uint32_t owed_idle[DATA_PLANES_MAX];
+    uint64_t owed_ms[DATA_PLANES_MAX];
+    uint64_t got_ms[DATA_PLANES_MAX];  /* its newest slot */
     uint64_t told_ms[DATA_PLANES_MAX]; /* its demand */
     uint64_t ask_until_ms;             /* asked: what they say is waited for; 0: not */
     uint64_t due_ms;                   /* when a slot may be moved that has just been */
@@ -211,10 +214,12 @@ static void unlimited_grant(struct control *c, struct core_sandbox *s)
     }
 }
 
+/* Slots. */
 static uint32_t need_of(const struct core_function *f, unsigned i)
 {
     const struct demand *d = &f->demands[i];
-    return (uint32_t)MIN((uint64_t)d->in_flight + d->waiting, (uint64_t)UINT32_MAX);
+    uint64_t need = (uint64_t)d->in_flight - d->ending + d->waiting;
+    return (uint32_t)MIN(need, (uint64_t)UINT32_MAX);
 }
 
 /* Slots that it lacks for what waits with it. */
@@ -341,8 +346,10 @@ void leases_grant(struct control *c, struct core_function *f)
 
 struct balance {
     uint64_t planes; /* that take part: alive, and counted */
-    uint32_t fair[DATA_PLANES_MAX], take[DATA_PLANES_MAX];
-    uint64_t lack; /* of all who wait, not met yet */
+    uint32_t fair[DATA_PLANES_MAX];
+    uint32_t take[DATA_PLANES_MAX]; /* in any case */
+    uint32_t idle[DATA_PLANES_MAX]; /* if nobody there waits for it */
+    uint64_t lack;                  /* of all who wait, not met yet */
 };
 
 static bool holds_on(const struct control *c, const struct lease_book *b, unsigned i)
@@ -361,7 +368,7 @@ static void take_idle(struct control *c, const struct core_function *f, struct b
             unsigned i = plane_index(c, p);
             uint32_t need = need_of(f, i), held = f->book->held[i];
             uint32_t idle = held > need ? held - need : 0;
-            if (x->take[i] == 0 && idle > most_idle) {
+            if (x->idle[i] == 0 && idle > most_idle) {
                 most = i;
                 most_idle = idle;
             }
@@ -370,26 +377,26 @@ static void take_idle(struct control *c, const struct core_function *f, struct b
             return;
         uint32_t taken = (uint32_t)MIN((uint64_t)most_idle, x->lack);
         x->lack -= taken;
-        x->take[most] = MAX(taken, most_idle / 2);
+        x->idle[most] = MAX(taken, most_idle / 2);
     }
 }
 
-/* Who may keep, or gets, what cannot be divided: those who got it just now, then the longest
- * without. */
-static unsigned next_in_turn(struct control *c, const struct core_function *f, uint64_t planes)
+/* Who may keep, or gets, what cannot be divided: those who got it just now; those without, the
+ * longest first; those who have had it. */
+static unsigned next_in_turn(struct control *c, const struct core_function *f,
+                             const struct balance *x, uint64_t planes)
 {
-    unsigned best = DATA_PLANES_MAX;
+    const struct lease_book *b = f->book;
+    unsigned best = DATA_PLANES_MAX, best_class = 0;
     FOR_EACH_PLANE(c, p, planes)
     {
         unsigned i = plane_index(c, p);
-        if (best == DATA_PLANES_MAX) {
-            best = i;
-            continue;
-        }
-        bool keeps = holds_on(c, f->book, i) && f->book->held[i] > 0;
-        bool best_keeps = holds_on(c, f->book, best) && f->book->held[best] > 0;
-        if (keeps != best_keeps ? keeps : f->book->got_ms[i] < f->book->got_ms[best])
-            best = i;
+        bool has = b->held[i] > x->fair[i];
+        unsigned class = !has ? 1 : holds_on(c, b, i) ? 0 : 2;
+        bool is_earlier = best == DATA_PLANES_MAX || class < best_class ||
+                          (class == best_class && b->got_ms[i] < b->got_ms[best]);
+        best = is_earlier ? i : best;
+        best_class = is_earlier ? class : best_class;
     }
     return best;
 }
@@ -407,7 +414,7 @@ static void fair_shares(struct control *c, const struct core_function *f, struct
     while (slots > 0 && open != 0) {
         uint64_t each = slots / (unsigned)__builtin_popcountll(open);
         if (each == 0) {
-            unsigned next = next_in_turn(c, f, open);
+            unsigned next = next_in_turn(c, f, x, open);
             x->fair[next]++;
             slots--;
             open &= ~(UINT64_C(1) << next);
@@ -433,7 +440,7 @@ static void take_share(struct control *c, struct core_function *f, struct balanc
     FOR_EACH_PLANE(c, p, x->planes)
     {
         unsigned i = plane_index(c, p);
-        uint32_t held = b->held[i] - x->take[i];
+        uint32_t held = b->held[i] - x->idle[i];
         if (held == 0 || need_of(f, i) == 0)
             continue;
         if (holds_on(c, b, i)) {
@@ -447,21 +454,47 @@ static void take_share(struct control *c, struct core_function *f, struct balanc
     }
 }
 
-static void owed_tell(struct control *c, struct core_function *f, const struct balance *x)
+/* Whatever else becomes idle, anywhere. */
+static void take_whatever(struct control *c, const struct core_function *f, struct balance *x)
 {
     FOR_EACH_PLANE(c, p, x->planes)
     {
         unsigned i = plane_index(c, p);
-        if (x->take[i] == f->book->owed[i])
-            continue;
-        f->book->owed[i] = x->take[i];
-        struct control_order *o = core_order(c, ORDER_SLOTS_WANTED, p->id);
-        o->function_id = f->id;
-        o->slots = x->take[i];
+        uint32_t held = f->book->held[i] - x->take[i];
+        x->idle[i] = (uint32_t)MIN(x->idle[i] + x->lack, (uint64_t)held);
     }
 }
 
-/* Slots of a sandbox that nobody can be given yet count for nobody: they are not lacked here. */
+/* More idle ones than are lacked now may stay wanted: the lack changes with every request. It is
+ * said again after a while: what was given may have been counted differently there. */
+static bool is_told(const struct control *c, const struct lease_book *b, const struct balance *x,
+                    unsigned i)
+{
+    bool is_same = x->take[i] == b->owed[i] && x->idle[i] <= b->owed_idle[i] &&
+                   (x->idle[i] > 0) == (b->owed_idle[i] > 0);
+    bool is_old = x->take[i] + x->idle[i] > 0 && c->now_ms > b->owed_ms[i] + SAY_AGAIN_MS;
+    return is_same && !is_old;
+}
+
+static void owed_tell(struct control *c, struct core_function *f, const struct balance *x)
+{
+    struct lease_book *b = f->book;
+    FOR_EACH_PLANE(c, p, x->planes)
+    {
+        unsigned i = plane_index(c, p);
+        if (is_told(c, b, x, i))
+            continue;
+        b->owed[i] = x->take[i];
+        b->owed_idle[i] = x->idle[i];
+        b->owed_ms[i] = c->now_ms;
+        struct control_order *o = core_order(c, ORDER_SLOTS_WANTED, p->id);
+        o->function_id = f->id;
+        o->slots = x->take[i];
+        o->idle = x->idle[i];
+    }
+}
+
+/* Idle slots first; then what is in use above the share of who has it; and what becomes idle. */
 static void balance(struct control *c, struct core_function *f)
 {
     struct balance x = {.planes = counted_alive(c)};
@@ -473,7 +506,7 @@ static void balance(struct control *c, struct core_function *f)
         take_idle(c, f, &x);
     if (x.lack > 0) {
         take_share(c, f, &x);
-        (void)leases_ask(c, f); /* who says that it is busy may not be so any more */
+        take_whatever(c, f, &x);
     }
     owed_tell(c, f, &x);
 }
@@ -588,7 +621,7 @@ static void owed_forget(struct control *c, unsigned data_plane)
     for (struct core_function *f; (f = map_next(&c->functions, &cursor)) != NULL;) {
         if (f->book == NULL)
             continue;
-        f->book->owed[data_plane] = 0;
+        f->book->owed[data_plane] = f->book->owed_idle[data_plane] = 0;
         f->book->told_ms[data_plane] = f->book->got_ms[data_plane] = 0;
         f->book->is_stale = true;
     }
@@ -659,7 +692,9 @@ static void returned_take(struct control *c, struct data_plane *p, const struct 
     if (b == NULL)
         return;
     uint32_t given = usable(s->function, p, entry) - usable(s->function, p, after);
-    b->owed[i] -= MIN(b->owed[i], given);
+    uint32_t owed = MIN(b->owed[i], given);
+    b->owed[i] -= owed;
+    b->owed_idle[i] -= MIN(b->owed_idle[i], given - owed);
     if (!b->is_stale && serves(s) && !is_retired(entry))
         b->held[i] -= given;
 }
@@ -688,6 +723,12 @@ void leases_plane_end(struct control *c, struct data_plane *p)
 
 /* ---- the life of a sandbox ---- */
 
+void leases_sandbox_ready(struct control *c, struct core_sandbox *s)
+{
+    if (leases_holders(c, s->id) != 0)
+        book_spoil(s->function);
+}
+
 void leases_sandbox_leaves(struct control *c, struct core_sandbox *s)
 {
     struct lease_book *b = s->function->book;
@@ -697,8 +738,11 @@ void leases_sandbox_leaves(struct control *c, struct core_sandbox *s)
     FOR_EACH_PLANE(c, p, used_mask(c))
     {
         uint64_t entry = entry_get(p, s->id);
-        if (entry != 0 && !is_retired(entry))
-            b->held[plane_index(c, p)] -= usable(s->function, p, entry);
+        unsigned i = plane_index(c, p);
+        if (entry == 0 || is_retired(entry))
+            continue;
+        assert(b->held[i] >= usable(s->function, p, entry));
+        b->held[i] -= usable(s->function, p, entry);
     }
 }
 

@@ -26,6 +26,8 @@ struct core_function;
 struct core_sandbox;
 struct data_plane;
 
+/* It has become ready: what is said of it before (by a hello) counts from now on. */
+void leases_sandbox_ready(struct control *c, struct core_sandbox *s);
 /* It is ready and serves: its slots are to be granted when its function is settled. Also when more
  * of them may have become free, or fewer are there. */
 void leases_offer(struct core_sandbox *s);

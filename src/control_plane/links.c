@@ -501,6 +501,7 @@ static void order_slots_wanted(struct peer *p, const struct control_order *order
         OUTBOX_ADD(&p->outbox, slots_wanted, Dirigent__SlotsWanted, DIRIGENT__SLOTS_WANTED__INIT);
     m->function_id = order->function_id;
     m->slots = order->slots;
+    m->idle = order->idle;
 }
 
 static void order_fail_waiting(struct peer *p, const struct control_order *order)
@@ -768,6 +769,7 @@ static void take_demand(struct peer *p, const Dirigent__Demand *m)
     event.demand.data_plane_id = p->known->record.id;
     event.demand.function_id = m->function_id;
     event.demand.in_flight = m->in_flight;
+    event.demand.in_flight_ending = MIN(m->in_flight_ending, m->in_flight);
     event.demand.waiting = m->waiting;
     event.demand.in_flight_average = m->in_flight_average;
     shell_step(p->links->cp, &event);

@@ -266,7 +266,8 @@ void plane_demand(struct control *c, const struct control_event *e)
     const struct data_plane *p = plane_find(c, e->demand.data_plane_id);
     if (f == NULL || f->deleted || p == NULL || !p->alive)
         return;
-    struct demand d = {e->demand.in_flight, e->demand.waiting, e->demand.in_flight_average};
+    struct demand d = {e->demand.in_flight, e->demand.waiting, e->demand.in_flight_ending,
+                       e->demand.in_flight_average};
     f->asked = true;
     f->told = false;
     leases_told(c, f, plane_index(c, p));

@@ -194,6 +194,7 @@ static void on_ready(struct control *c, struct core_sandbox *s, const struct san
     s->exec_us = r->exec_us;
     s->listen_us = r->listen_us;
     sandbox_move(c, s, SANDBOX_READY);
+    leases_sandbox_ready(c, s);
     if (f->deleted) {
         sandbox_drain(c, s);
     } else if (s->version == f->latest.number && !f->latest_is_active) {

@@ -49,7 +49,8 @@ struct thread_state {
 
 struct dispatch {
     _Atomic(struct endpoint_list *) list;
-    _Atomic uint32_t concurrency, policy, waiting, owed;
+    _Atomic uint32_t concurrency, policy, waiting;
+    _Atomic uint64_t owed; /* slots; written under the mutex */
     _Atomic bool closed;
     struct dispatch_options options;
     pthread_mutex_t mutex;
@@ -355,36 +356,48 @@ static uint32_t give_back(struct dispatch *d, struct dispatch_endpoint *endpoint
     }
 }
 
+/* Owed in any case: the high half; of what nobody here waits for: the low half. */
 static void owed_pay(struct dispatch *d, struct dispatch_endpoint *endpoint)
 {
-    uint32_t owed = atomic_load(&d->owed);
-    if (owed > 0)
-        atomic_store(&d->owed, owed - give_back(d, endpoint, owed));
+    uint64_t owed = atomic_load(&d->owed);
+    uint32_t most = (uint32_t)(owed >> 32);
+    if (most > 0)
+        atomic_store(&d->owed, owed - ((uint64_t)give_back(d, endpoint, most) << 32));
 }
 
-/* First those that serve nobody: of as few as possible a part remains. */
-static void owed_pay_all(struct dispatch *d)
+static void owed_idle_pay(struct dispatch *d, struct dispatch_endpoint *endpoint)
+{
+    uint64_t owed = atomic_load(&d->owed);
+    uint32_t most = (uint32_t)owed;
+    if (most > 0 && atomic_load(&d->waiting) == 0)
+        atomic_store(&d->owed, owed - give_back(d, endpoint, most));
+}
+
+/* First of those that serve nobody: of as few as possible a part remains. */
+static void owed_pay_all(struct dispatch *d,
+                         void (*pay)(struct dispatch *d, struct dispatch_endpoint *endpoint))
 {
     struct endpoint_list *list = atomic_load_explicit(&d->list, memory_order_relaxed);
     uint32_t count = atomic_load_explicit(&list->count, memory_order_relaxed);
-    for (int idle_only = 1; idle_only >= 0; idle_only--)
-        for (uint32_t i = count; i-- > 0 && atomic_load(&d->owed) > 0;) {
+    for (int idle_only = 1; idle_only >= 0 && atomic_load(&d->owed) != 0; idle_only--)
+        for (uint32_t i = count; i-- > 0 && atomic_load(&d->owed) != 0;) {
             struct dispatch_endpoint *endpoint =
                 atomic_load_explicit(&list->items[i], memory_order_relaxed);
             if (!idle_only || word_count(atomic_load(&endpoint->word)) == 0)
-                owed_pay(d, endpoint);
+                pay(d, endpoint);
         }
 }
 
-uint32_t dispatch_owe(struct dispatch *d, uint32_t slots)
+uint64_t dispatch_owe(struct dispatch *d, uint32_t slots, uint32_t idle)
 {
     assert(d->options.on_returned != NULL);
     pthread_mutex_lock(&d->mutex);
-    atomic_store(&d->owed, slots);
-    owed_pay_all(d);
-    uint32_t left = atomic_load(&d->owed);
+    atomic_store(&d->owed, (uint64_t)slots << 32 | idle);
+    owed_pay_all(d, owed_pay);
+    owed_pay_all(d, owed_idle_pay);
+    uint64_t left = atomic_load(&d->owed);
     pthread_mutex_unlock(&d->mutex);
-    return left;
+    return (left >> 32) + (uint32_t)left;
 }
 
 static void serve_all(struct dispatch *d, uint32_t thread, uint64_t now_ns)
@@ -392,8 +405,9 @@ static void serve_all(struct dispatch *d, uint32_t thread, uint64_t now_ns)
     struct outcome o;
     outcome_init(&o);
     pthread_mutex_lock(&d->mutex);
-    owed_pay_all(d);
+    owed_pay_all(d, owed_pay);
     queue_serve(d, thread, NULL, now_ns, &o);
+    owed_pay_all(d, owed_idle_pay);
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
 }
@@ -472,6 +486,7 @@ void dispatch_release(struct dispatch *d, uint32_t thread, struct dispatch_endpo
     pthread_mutex_lock(&d->mutex);
     owed_pay(d, endpoint);
     queue_serve(d, thread, endpoint, now_ns, &o);
+    owed_idle_pay(d, endpoint);
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
 }
@@ -598,6 +613,7 @@ bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, uint32_t slo
         list_append(d, endpoint);
         owed_pay(d, endpoint);
         queue_serve(d, thread, endpoint, now_ns, &o);
+        owed_idle_pay(d, endpoint);
     }
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
@@ -624,6 +640,7 @@ bool dispatch_endpoint_lease(struct dispatch *d, uint64_t sandbox_id, uint32_t s
         slots_add(endpoint, slots);
         owed_pay(d, endpoint);
         queue_serve(d, thread, endpoint, now_ns, &o);
+        owed_idle_pay(d, endpoint);
     }
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
@@ -679,6 +696,7 @@ bool dispatch_endpoint_admit(struct dispatch *d, uint64_t sandbox_id, uint32_t t
         atomic_fetch_and(&endpoint->word, ~WORD_EJECTED);
         owed_pay(d, endpoint);
         queue_serve(d, thread, endpoint, now_ns, &o);
+        owed_idle_pay(d, endpoint);
     }
     pthread_mutex_unlock(&d->mutex);
     outcome_tell(&o, ERR_TIMEOUT, NULL);
@@ -727,10 +745,13 @@ void dispatch_demand(struct dispatch *d, struct dispatch_demand *ret)
         uint64_t word =
             atomic_load(&atomic_load_explicit(&list->items[i], memory_order_relaxed)->word);
         ret->in_flight += word_count(word);
+        ret->in_flight_ending += (word & WORD_DRAINING) != 0 ? word_count(word) : 0;
         ret->endpoints_ready += (word & WORD_CLOSED) == 0;
     }
-    for (struct dispatch_endpoint *e = d->removed; e != NULL; e = e->next_garbage)
+    for (struct dispatch_endpoint *e = d->removed; e != NULL; e = e->next_garbage) {
         ret->in_flight += word_count(atomic_load(&e->word));
+        ret->in_flight_ending += word_count(atomic_load(&e->word));
+    }
     ret->waiting = atomic_load(&d->waiting);
     pthread_mutex_unlock(&d->mutex);
     for (uint32_t i = 0; i < d->options.threads; i++)

@@ -135,9 +135,10 @@ bool dispatch_endpoint_add(struct dispatch *d, uint64_t sandbox_id, uint32_t slo
 /* So many slots more (DISPATCH_SLOTS_ALL: all from now on). False when there is no such sandbox. */
 bool dispatch_endpoint_lease(struct dispatch *d, uint64_t sandbox_id, uint32_t slots,
                              uint32_t thread, uint64_t now_ns);
-/* From now on so many slots are owed, of whichever endpoints; replaces what was owed before.
- * Returns what is still owed when all that are idle have been given back. */
-uint32_t dispatch_owe(struct dispatch *d, uint32_t slots);
+/* From now on so many slots are owed, of whichever endpoints, and `idle` more of those for which
+ * nobody waits here; replaces what was owed before. Returns what is still owed when all that are
+ * idle have been given back. */
+uint64_t dispatch_owe(struct dispatch *d, uint32_t slots, uint32_t idle);
 /* Each returns false when there is no such sandbox.
  * drain: no new requests, on_idle when there are none left (told once, also when drained twice); it
  * stays known until removed. remove: forgotten. Requests that it has are the caller's to break;
@@ -171,7 +172,8 @@ size_t dispatch_close(struct dispatch *d, enum err err, void *reason);
 /* ---- numbers ---- */
 
 struct dispatch_demand {
-    uint32_t in_flight; /* requests that hold a slot */
+    uint32_t in_flight;        /* requests that hold a slot */
+    uint32_t in_flight_ending; /* of them, on endpoints that take no new one */
     uint32_t waiting;
     uint32_t endpoints_ready; /* that take requests */
     uint64_t requests_total;  /* that were given a slot, ever */

@@ -267,7 +267,7 @@ TEST(what_is_owed_is_given_from_idle_slots_and_then_before_the_queue)
     dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 0);
     dispatch_endpoint_add(d, 2, DISPATCH_SLOTS_ALL, NULL, 0, 0);
     CHECK_EQ(ask(d, &r[0], 1), ERR_OK);
-    CHECK_EQ(dispatch_owe(d, 2), 1); /* one at once */
+    CHECK_EQ(dispatch_owe(d, 2, 0), 1); /* one at once */
     REQUIRE(returned_count == 1);
     CHECK(returned[0].sandbox_id != r[0].endpoint->sandbox_id);
     CHECK_EQ(returned[0].slots, 0); /* all, so far */
@@ -279,16 +279,37 @@ TEST(what_is_owed_is_given_from_idle_slots_and_then_before_the_queue)
     CHECK_EQ(r[1].state, R_WAITING);
     CHECK(dispatch_endpoint_lease(d, 1, 1, 0, 5)); /* and back */
     CHECK_EQ(r[1].state, R_GRANTED);
-    CHECK_EQ(dispatch_owe(d, 1), 1);
-    CHECK_EQ(dispatch_owe(d, 0), 0); /* not owed any more */
+    CHECK_EQ(dispatch_owe(d, 1, 0), 1);
+    CHECK_EQ(dispatch_owe(d, 0, 0), 0); /* not owed any more */
     take(d, &r[1], 6);
     give_back(d, &r[1], 7);
     CHECK_EQ(returned_count, 2);
     CHECK_EQ(r[2].state, R_GRANTED);
     take(d, &r[2], 8);
-    CHECK_EQ(dispatch_owe(d, 1), 1);
+    CHECK_EQ(dispatch_owe(d, 1, 0), 1);
     give_back(d, &r[2], 9); /* nobody waits */
     CHECK_EQ(returned_count, 3);
+    dispatch_free(d);
+}
+
+TEST(of_idle_slots_only_those_are_given_for_which_nobody_waits)
+{
+    struct dispatch *d = make(1, 10, DISPATCH_LEAST_LOADED);
+    struct request r[2] = {0};
+    dispatch_endpoint_add(d, 1, DISPATCH_SLOTS_ALL, NULL, 0, 0);
+    CHECK_EQ(ask(d, &r[0], 1), ERR_OK);
+    CHECK_EQ(ask(d, &r[1], 2), ERR_MORE);
+    CHECK_EQ(dispatch_owe(d, 0, 2), 2);
+    give_back(d, &r[0], 3);
+    CHECK_EQ(returned_count, 0);
+    CHECK_EQ(r[1].state, R_GRANTED); /* it waits here */
+    take(d, &r[1], 4);
+    give_back(d, &r[1], 5);
+    CHECK_EQ(returned_count, 1); /* nobody does */
+    dispatch_endpoint_add(d, 2, DISPATCH_SLOTS_ALL, NULL, 0, 6);
+    CHECK_EQ(returned_count, 2);
+    dispatch_endpoint_add(d, 3, DISPATCH_SLOTS_ALL, NULL, 0, 7);
+    CHECK_EQ(returned_count, 2); /* no more than that */
     dispatch_free(d);
 }
 
@@ -299,13 +320,13 @@ TEST(slots_above_a_lowered_concurrency_go_back_with_the_others)
     dispatch_endpoint_add(d, 1, 4, NULL, 0, 0);
     CHECK_EQ(ask(d, &a, 1), ERR_OK);
     dispatch_configure(d, 2, 10, DISPATCH_LEAST_LOADED, 0, 2);
-    CHECK_EQ(dispatch_owe(d, 1), 0);
+    CHECK_EQ(dispatch_owe(d, 1, 0), 0);
     REQUIRE(returned_count == 1);
     CHECK_EQ(returned[0].slots, 3);
     CHECK_EQ(returned[0].left, 1);
     give_back(d, &a, 3);
     dispatch_configure(d, 0, 10, DISPATCH_LEAST_LOADED, 0, 4);
-    CHECK_EQ(dispatch_owe(d, 1), 1); /* without a limit there is nothing to give */
+    CHECK_EQ(dispatch_owe(d, 1, 0), 1); /* without a limit there is nothing to give */
     CHECK(dispatch_endpoint_drain(d, 1));
     dispatch_configure(d, 2, 10, DISPATCH_LEAST_LOADED, 0, 5);
     CHECK_EQ(returned_count, 1); /* nor of one that drains: all of it goes */
@@ -852,9 +873,9 @@ static void *market_move(void *user)
     struct market *m = user;
     uint32_t from = 0;
     for (uint32_t round = 1; round <= 4000; round++) {
-        (void)dispatch_owe(m->d[from], round % MARKET_SLOTS + 1);
+        (void)dispatch_owe(m->d[from], round % MARKET_SLOTS + 1, round % 2);
         (void)sched_yield();
-        (void)dispatch_owe(m->d[from], 0);
+        (void)dispatch_owe(m->d[from], 0, 0);
         uint32_t slots = atomic_exchange(&m->returned[from], 0);
         if (slots > 0)
             (void)dispatch_endpoint_lease(m->d[1 - from], 1, slots, 2, round);

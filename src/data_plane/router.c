@@ -238,6 +238,7 @@ static void fill_demand(struct route *r, Dirigent__Demand *m)
     *m = (Dirigent__Demand)DIRIGENT__DEMAND__INIT;
     m->function_id = r->id;
     m->in_flight = demand.in_flight;
+    m->in_flight_ending = demand.in_flight_ending;
     m->waiting = demand.waiting;
     m->requests_total = demand.requests_total;
     m->in_flight_average = state_of(r)->average;
@@ -836,7 +837,7 @@ static void forget_sandboxes(struct router *c)
 static void slots_wanted(struct router *c, const Dirigent__SlotsWanted *m)
 {
     struct route *r = map_get(&c->routes, m->function_id);
-    if (r != NULL && dispatch_owe(r->dispatch, m->slots) > 0)
+    if (r != NULL && dispatch_owe(r->dispatch, m->slots, m->idle) > 0)
         demand_due(r); /* it may do better elsewhere */
 }
 
@@ -1102,7 +1103,7 @@ static void known_collect(struct router *c, struct known_sandboxes *known, Dirig
 {
     size_t cursor = 0, count = 0, room = c->sandboxes.count + 1;
     for (struct route *r; (r = map_next(&c->routes, &cursor)) != NULL;)
-        (void)dispatch_owe(r->dispatch, 0);
+        (void)dispatch_owe(r->dispatch, 0, 0);
     *known = (struct known_sandboxes){mem_new_array(room, sizeof(*known->ids)),
                                       mem_new_array(room, sizeof(*known->slots)),
                                       mem_new_array(room, sizeof(*known->ending))};

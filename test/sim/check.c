@@ -120,6 +120,74 @@ static const struct request *waiting_of(const struct sim *s, const struct route 
     return NULL;
 }
 
+/* ---- a slot is idle elsewhere ---- */
+
+/* Longer than it takes to ask, to give back, to grant, and the time that a slot stays. */
+#define HELPLESS_MS 60u
+#define HELPLESS_LATE_MS 1000u /* while frames may be late */
+
+static bool is_well(const struct sim *s)
+{
+    bool is_well = s->core != NULL && s->now_ms >= s->core_started_ms + RECONSTRUCTION_MS;
+    for (uint32_t peer = WORKERS; peer < PEERS; peer++) {
+        const struct link *l = &s->links[peer];
+        is_well &= l->core_end != 0 && l->core_end == l->peer_end && l->core_end > l->broken &&
+                   s->now_ms > l->stalled_until_ms && s->planes[peer - WORKERS].has_welcome;
+    }
+    return is_well;
+}
+
+/* Of a sandbox that serves, and that the core has not yet heard to be otherwise. */
+static bool has_idle(const struct sim *s, const struct plane *p, uint64_t function_id)
+{
+    size_t cursor = 0;
+    struct sandbox_view v;
+    for (struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;) {
+        const struct dispatch_endpoint *d = dispatch_endpoint_find(e->route->dispatch, e->id);
+        if (e->route->id == function_id && d != NULL && has_room(e->route, d->user) &&
+            control_sandbox(s->core, e->id, &v) && v.state == SANDBOX_READY)
+            return true;
+    }
+    return false;
+}
+
+/* It has slots of a sandbox that refused it: that is another trouble. */
+static bool has_ejected(const struct sim *s, const struct route *r)
+{
+    size_t cursor = 0;
+    for (struct endpoint *e; (e = map_next(&s->planes[r->plane].endpoints, &cursor)) != NULL;)
+        if (e->route == r && e->user->is_ejected && !e->user->is_draining)
+            return true;
+    return false;
+}
+
+static void check_helpless(struct sim *s, struct route *r)
+{
+    bool is_idle_elsewhere = false;
+    if (waiting_of(s, r) != NULL && is_well(s) && !has_ejected(s, r))
+        for (uint32_t other = 0; other < PLANES; other++)
+            is_idle_elsewhere |= other != r->plane && has_idle(s, &s->planes[other], r->id);
+    if (!is_idle_elsewhere)
+        r->helpless_ms = 0;
+    else if (r->helpless_ms == 0)
+        r->helpless_ms = s->now_ms;
+    bool is_late = s->now_ms < FAULTS_END_MS + HELPLESS_LATE_MS;
+    uint64_t patience = is_late ? HELPLESS_LATE_MS : HELPLESS_MS;
+    FAIL_UNLESS(s, !is_idle_elsewhere || s->now_ms < r->helpless_ms + patience,
+                "a request waits for function %llu at data plane %u since %llu ms, and a slot is "
+                "idle elsewhere",
+                (unsigned long long)r->id, r->plane, (unsigned long long)r->helpless_ms);
+}
+
+static void check_all_helpless(struct sim *s)
+{
+    for (uint32_t plane = 0; plane < PLANES; plane++) {
+        size_t cursor = 0;
+        for (struct route *r; (r = map_next(&s->planes[plane].routes, &cursor)) != NULL;)
+            check_helpless(s, r);
+    }
+}
+
 void check_plane(struct sim *s, uint32_t plane)
 {
     const struct plane *p = &s->planes[plane];
@@ -347,6 +415,7 @@ void check_step(struct sim *s)
     for (uint32_t plane = 0; plane < PLANES; plane++)
         if (s->touched_planes & 1u << plane)
             check_plane(s, plane);
+    check_all_helpless(s);
     if (s->core == NULL)
         return;
     bool all_alive = check_reservations(s);

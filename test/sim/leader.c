@@ -196,6 +196,7 @@ static void demand_take(struct sim *s, uint32_t peer, const struct item *item)
     e.demand.data_plane_id = id_of(peer);
     e.demand.function_id = item->function_id;
     e.demand.in_flight = item->in_flight;
+    e.demand.in_flight_ending = item->in_flight_ending;
     e.demand.waiting = item->waiting;
     e.demand.in_flight_average = item->average;
     leader_event(s, &e);
@@ -320,6 +321,7 @@ static void tell_peer(struct sim *s, uint32_t peer, const struct control_order *
     item->function_id = o->function_id;
     item->version = o->version;
     item->slots = o->slots;
+    item->idle = o->idle;
     item->settings = *settings;
     item->has_cause = o->status >= 400 && o->code != NULL && o->code[0] != '\0' &&
                       o->message != NULL && o->message[0] != '\0';

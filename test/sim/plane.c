@@ -65,6 +65,7 @@ void plane_fill(struct sim *s, struct frame *f)
             continue; /* of a function that is gone: nobody waits there */
         dispatch_demand(r->dispatch, &demand);
         item->in_flight = demand.in_flight;
+        item->in_flight_ending = demand.in_flight_ending;
         item->waiting = demand.waiting;
         item->average = r->average;
         r->is_due = false;
@@ -416,9 +417,9 @@ static void forget_routes(struct sim *s, uint32_t plane)
     free(gone);
 }
 
-static void slots_wanted(struct sim *s, struct route *r, uint32_t slots)
+static void slots_wanted(struct sim *s, struct route *r, const struct item *o)
 {
-    if (dispatch_owe(r->dispatch, slots) > 0)
+    if (dispatch_owe(r->dispatch, o->slots, o->idle) > 0)
         plane_tell_demand(s, r); /* it may do better elsewhere */
 }
 
@@ -432,7 +433,7 @@ static void order_take(struct sim *s, uint32_t plane, const struct item *o)
     else if (o->order == ORDER_UNROUTE && r != NULL)
         route_remove(s, plane, r);
     else if (o->order == ORDER_SLOTS_WANTED && r != NULL)
-        slots_wanted(s, r, o->slots);
+        slots_wanted(s, r, o);
     else if (o->order == ORDER_ENDPOINT)
         endpoint_put(s, plane, o);
     else if (o->order == ORDER_DRAIN)
@@ -492,7 +493,7 @@ void plane_hello(struct sim *s, uint32_t plane, struct frame *hello)
     struct plane *p = &s->planes[plane];
     size_t cursor = 0;
     for (struct route *r; (r = map_next(&p->routes, &cursor)) != NULL;)
-        (void)dispatch_owe(r->dispatch, 0);
+        (void)dispatch_owe(r->dispatch, 0, 0);
     p->returned.count = 0;
     cursor = 0;
     for (struct endpoint *e; (e = map_next(&p->endpoints, &cursor)) != NULL;) {

@@ -85,7 +85,8 @@ struct item {
     enum item_kind kind;
     enum order_kind order;
     uint64_t sandbox_id, function_id;
-    uint32_t version, in_flight, waiting;
+    uint32_t version, in_flight, in_flight_ending, waiting;
+    uint32_t idle;        /* ORDER_SLOTS_WANTED */
     uint32_t slots, left; /* ORDER_ENDPOINT, ORDER_SLOTS_WANTED, ITEM_RETURNED, ITEM_KNOWN */
     bool is_ending;       /* ITEM_KNOWN */
     double average;
