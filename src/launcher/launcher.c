@@ -207,6 +207,16 @@ static bool start_cancel(struct launcher *l, uint64_t sandbox_id)
     return false;
 }
 
+/* Of one that is not here, or no more: whoever asks for its end must not wait for it for ever. */
+static void start_cancel_or_tell(struct launcher *l, uint64_t sandbox_id)
+{
+    if (start_cancel(l, sandbox_id))
+        return;
+    struct launcher_event event = {
+        .kind = LAUNCHER_EXITED, .sandbox_id = sandbox_id, .wait_status = SIGKILL};
+    launcher_event_send(l, &event);
+}
+
 static void shutdown_begin(struct launcher *l);
 
 /* Returns false when the packet is not sound: the connection is closed then. */
@@ -246,13 +256,13 @@ static bool command_take(struct launcher *l, const struct launcher_command *c, s
         if (s != NULL)
             sandbox_signal(s, c->signo);
         else
-            (void)start_cancel(l, c->sandbox_id);
+            start_cancel_or_tell(l, c->sandbox_id);
         return true;
     case LAUNCHER_KILL:
         if (s != NULL)
             sandbox_kill(s);
         else
-            (void)start_cancel(l, c->sandbox_id);
+            start_cancel_or_tell(l, c->sandbox_id);
         return true;
     case LAUNCHER_SHUTDOWN:
         shutdown_begin(l);
@@ -366,6 +376,11 @@ static void everything_remove(struct launcher *l)
     }
     (void)kill(l->nursery_pid, SIGKILL);
     (void)kill(l->builder_pid, SIGKILL);
+    /* A network namespace that the builder sent and nobody has taken lives as long as its message. */
+    loop_poll_stop(&l->nursery_poll);
+    loop_poll_stop(&l->builder_poll);
+    fd_close(&l->nursery_fd);
+    fd_close(&l->builder_fd);
     for (uint32_t i = 0; i < l->config.slots_max; i++) {
         helpers_anchor_end(&l->slots[i]);
         fd_close(&l->slots[i].netns_fd);
