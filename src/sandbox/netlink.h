@@ -5,6 +5,7 @@
 #include <linux/netlink.h>
 
 #define NETLINK_BYTES_MAX 4096u
+#define NETLINK_ANSWER_BYTES_MAX 8192u
 
 struct netlink {
     int fd;
@@ -28,8 +29,9 @@ struct nlattr *netlink_nest_begin(struct netlink *n, uint16_t type);
 /* Room inside a nest for a fixed part (veth's peer has one). */
 void *netlink_nest_space(struct netlink *n, size_t bytes);
 void netlink_nest_end(struct netlink *n, struct nlattr *nest);
-/* Sends all and waits for all answers. The error names the first request that was refused. Leaves
- * the buffer empty. */
+/* Sends all and waits for all answers. The error names the first request that was refused, with the
+ * kernel's own words where it has some; ERR_PROTOCOL: an answer that is too long or cut short.
+ * Leaves the buffer empty. */
 must_check enum err netlink_send(struct netlink *n, struct error *e);
 /* Waits until the kernel passes packets through a link: it does not as soon as the link is up, but
  * when its carrier was noticed, and drops what is sent before. ERR_TIMEOUT. */
