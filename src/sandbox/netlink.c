@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/if.h>
 #include <linux/rtnetlink.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -105,12 +106,16 @@ void netlink_nest_end(struct netlink *n, struct nlattr *nest)
     grow(n);
 }
 
-static void link_state_take(struct netlink *n, struct nlmsghdr *m)
+static void link_take(struct netlink *n, struct nlmsghdr *m)
 {
     int left = (int)IFLA_PAYLOAD(m);
-    for (struct rtattr *a = IFLA_RTA(NLMSG_DATA(m)); RTA_OK(a, left); a = RTA_NEXT(a, left))
-        if (a->rta_type == IFLA_OPERSTATE)
+    for (struct rtattr *a = IFLA_RTA(NLMSG_DATA(m)); RTA_OK(a, left); a = RTA_NEXT(a, left)) {
+        if (a->rta_type == IFLA_OPERSTATE && RTA_PAYLOAD(a) >= 1)
             n->link_state = *(uint8_t *)RTA_DATA(a);
+        if (a->rta_type == IFLA_IFALIAS)
+            (void)snprintf(n->link_alias, sizeof(n->link_alias), "%.*s", (int)RTA_PAYLOAD(a),
+                           (const char *)RTA_DATA(a));
+    }
 }
 
 /* What the kernel says beside the number of an error (NLMSGERR_ATTR_MSG), or NULL. The request
@@ -169,7 +174,7 @@ static enum err answer_take(struct netlink *n, char *answer, size_t bytes, struc
     for (struct nlmsghdr *m; (m = message_at(answer, bytes, at)) != NULL;
          at += NLMSG_ALIGN(m->nlmsg_len)) {
         if (m->nlmsg_type == RTM_NEWLINK)
-            link_state_take(n, m);
+            link_take(n, m);
         uint32_t index = m->nlmsg_seq - w->first;
         if (m->nlmsg_type != NLMSG_ERROR || index >= w->count || w->left == 0)
             continue;
@@ -208,15 +213,21 @@ enum err netlink_send(struct netlink *n, struct error *e)
     return w.err;
 }
 
+enum err netlink_link_ask(struct netlink *n, unsigned index, struct error *e)
+{
+    struct ifinfomsg *link =
+        netlink_begin(n, RTM_GETLINK, 0, sizeof(*link), "ask about an interface");
+    link->ifi_index = (int)index;
+    n->link_state = IF_OPER_UNKNOWN;
+    n->link_alias[0] = '\0';
+    return netlink_send(n, e);
+}
+
 /* Asking makes the kernel look at the carrier at once since Linux 6.8. */
 enum err netlink_link_wait(struct netlink *n, unsigned index, unsigned patience_ms, struct error *e)
 {
     for (unsigned waited_ms = 0; waited_ms <= patience_ms; waited_ms++) {
-        struct ifinfomsg *link =
-            netlink_begin(n, RTM_GETLINK, 0, sizeof(*link), "ask about an interface");
-        link->ifi_index = (int)index;
-        n->link_state = IF_OPER_UNKNOWN;
-        enum err err = netlink_send(n, e);
+        enum err err = netlink_link_ask(n, index, e);
         if (err != ERR_OK || n->link_state == IF_OPER_UP)
             return err;
         (void)usleep(1000);
