@@ -1,19 +1,15 @@
 /* network_test.c - slots and the host's table, each test in a network namespace of a child of its
  * own: nothing of this host's network is touched. */
 #include "sandbox/network.h"
-#include "test.h"
+#include "sandbox/test_scene.h"
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 static const struct network_config a = {"a", 0x0a800000, 64, 31000};       /* 10.128.0.0 */
 static const struct network_config b_apart = {"b", 0x0a800044, 64, 31064}; /* right behind it */
@@ -26,21 +22,6 @@ TEST(slots_have_the_addresses_behind_the_gateway)
 
 /* ---- a namespace for each ---- */
 
-struct scene { /* of one child */
-    struct error e;
-    int host_ns;
-    char complaint[1600];
-};
-/* In a scene: the first thing that is not so ends it. */
-#define WANT(s, condition)                                                                      \
-    do {                                                                                        \
-        if (!(condition)) {                                                                     \
-            (void)snprintf((s)->complaint, sizeof((s)->complaint), "line %d: %s: %s", __LINE__, \
-                           #condition, (s)->e.text);                                            \
-            return;                                                                             \
-        }                                                                                       \
-    } while (0)
-
 static bool lo_up(void)
 {
     cleanup(fd_close) int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -48,35 +29,18 @@ static bool lo_up(void)
     return ioctl(fd, SIOCSIFFLAGS, &lo) == 0;
 }
 
+static void (*the_act)(struct scene *); /* of this process, which plays one */
+
+static void with_lo(struct scene *s)
+{
+    WANT(s, lo_up());
+    the_act(s);
+}
+
 static void in_namespace(void (*act)(struct scene *))
 {
-    int ends[2], status;
-    if (geteuid() != 0) {
-        test_skip("needs root");
-        return;
-    }
-    REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
-    pid_t pid = fork();
-    REQUIRE(pid >= 0);
-    if (pid == 0) {
-        struct scene s = {.complaint = "no network namespace can be made"};
-        if (unshare(CLONE_NEWNET) == 0) {
-            s.complaint[0] = '\0';
-            s.host_ns = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-            if (!lo_up())
-                _exit(3);
-            act(&s);
-        }
-        (void)!write(ends[1], s.complaint, strlen(s.complaint));
-        _exit(0);
-    }
-    (void)close(ends[1]);
-    char complaint[1600] = "";
-    CHECK(read(ends[0], complaint, sizeof(complaint) - 1) >= 0);
-    (void)close(ends[0]);
-    REQUIRE(waitpid(pid, &status, 0) == pid);
-    CHECK_EQ(status, 0);
-    CHECK_STR(complaint, "");
+    the_act = act;
+    scene_play(CLONE_NEWNET, with_lo);
 }
 
 /* The IPv4 address of an interface where we are, host byte order; 0: it is not there or has none.

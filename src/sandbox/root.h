@@ -4,9 +4,11 @@
  * and /tmp; host directories
  * (/usr and what is not merged into it, certificates) and the code (at /srv) are read-only, nosuid,
  * nodev clones, id-mapped where kernel and file system allow. Mounts are made and attached by
- * descriptor (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)).
+ * descriptor (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)). The host's files are
+ * opened as its nobody: a link in /etc gives away nothing that is not everybody's.
  *
- * Runs in a forked helper of the launcher: it ends in the new namespace. */
+ * Runs in a forked helper of the launcher: it ends in the new namespace, without supplementary
+ * groups. */
 #pragma once
 #include "base/base.h"
 
