@@ -105,8 +105,7 @@ enum err root_userns_make(uint32_t base, int *ret_userns_fd, struct error *e)
 /* ---- what is in the root ---- */
 
 struct building {
-    const struct root_plan *plan;
-    int root_fd, userns_fd;
+    int root_fd;
 };
 
 /* Opens a path of the host as its nobody: where a link in /etc leads is the host's business, but
@@ -134,8 +133,8 @@ static bool host_read(const char *path, size_t bytes_max, char **ret_text, size_
     return file_read(own, bytes_max, ret_text, ret_bytes, NULL) == ERR_OK;
 }
 
-/* A read-only clone of a host directory at `to` in the root. Id-mapping is tried first: not every
- * file system has it. */
+/* A read-only clone of a host directory at `to` in the root. Ids are not mapped: all of it belongs
+ * to nobody there, and what only the host's root may read stays his. */
 static enum err attach_clone(const struct building *b, int from_fd, const char *to, struct error *e)
 {
     cleanup(fd_close) int tree =
@@ -143,8 +142,7 @@ static enum err attach_clone(const struct building *b, int from_fd, const char *
     if (tree < 0)
         return error_errno(e, "clone the host's /%s for a sandbox", to);
     uint64_t attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    if (sys_mount_setattr(tree, attributes, b->userns_fd) < 0 &&
-        sys_mount_setattr(tree, attributes, -1) < 0)
+    if (sys_mount_setattr(tree, attributes, -1) < 0)
         return error_errno(e, "make the clone of the host's /%s read-only", to);
     if (sys_move_mount(tree, b->root_fd, to) < 0)
         return error_errno(e, "attach the host's /%s to a sandbox's root", to);
@@ -298,11 +296,12 @@ static enum err root_fill(const struct building *b, struct error *e)
 
 enum err root_make(const struct root_plan *plan, int userns_fd, int *ret_mntns_fd, struct error *e)
 {
-    struct building b = {.plan = plan, .root_fd = -1, .userns_fd = userns_fd};
+    struct building b = {.root_fd = -1};
     umask(0);
     if (setgroups(0, NULL) < 0) /* see host_open() */
         return error_errno(e, "give up supplementary groups");
-    /* The code's directory belongs to the host's mount namespace: cloned before we leave it. */
+    /* The code's directory belongs to the host's mount namespace: cloned before we leave it. It is
+     * the sandbox's own, as far as the file system can map ids. */
     cleanup(fd_close) int code = -1;
     if (plan->code_fd >= 0) {
         code =
