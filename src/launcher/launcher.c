@@ -17,6 +17,7 @@
 
 #define OUTGOING_BYTES_MAX (64 * MIB)
 #define SHUTDOWN_MS 15000u
+#define NEIGHBOUR_PATIENCE_MS 2000u
 
 /* ---- to the worker ---- */
 
@@ -471,7 +472,9 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
     (void)snprintf(l->network.instance, sizeof(l->network.instance), "%.8s", c->instance);
     for (int i = 0; i < 2000 && network_interfaces_left(&l->network) > 0; i++)
         (void)usleep(5000); /* of a launcher that was killed: the kernel is at it */
-    err = network_host_open(&l->network, &l->forward_was_off, e);
+    err = network_neighbours_check(&l->network, NEIGHBOUR_PATIENCE_MS, e);
+    if (err == ERR_OK)
+        err = network_host_open(&l->network, &l->forward_was_off, e);
     if (err != ERR_OK)
         return err;
     if (getrandom(&l->shared.secret, sizeof(l->shared.secret), 0) !=
