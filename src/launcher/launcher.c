@@ -385,6 +385,7 @@ static void everything_remove(struct launcher *l)
     for (uint32_t i = 0; i < l->config.slots_max; i++) {
         helpers_anchor_end(&l->slots[i]);
         fd_close(&l->slots[i].netns_fd);
+        cgroup_peak_done(&l->slots[i].memory_peak);
     }
     size_t cursor = 0;
     for (struct template *t; (t = map_next(&l->templates, &cursor)) != NULL;) {
@@ -495,6 +496,7 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
                                     .control_fd = -1,
                                     .pidfd = -1,
                                     .anchor_fd = -1,
+                                    .memory_peak = {.fd = -1},
                                     .probe_poll = {.fd = -1}};
     static const int signals[] = {SIGTERM};
     l->signals.on_signal = on_signal;
