@@ -471,7 +471,7 @@ static bool report_await(struct scene *s, int control, enum blank_report_kind ki
 static void script_run(struct scene *s, const char *script, uint64_t tmp_bytes, int *ret_status,
                        const char **ret_text)
 {
-    static char text[16384];
+    static char text[65536];
     struct blank_report report;
     int output = open("/tmp", O_TMPFILE | O_RDWR | O_APPEND | O_CLOEXEC, 0600);
     WANT(s, output >= 0);
@@ -555,4 +555,38 @@ static void ends_by_signal(struct scene *s)
 TEST(how_the_program_ended_is_told)
 {
     scene_play(CLONE_NEWNS, ends_by_signal);
+}
+
+static void closes_early(struct scene *s)
+{
+    int status;
+    const char *text = "";
+    script_run(s, "echo one; exec >&-; echo two >&2; sleep 0.05; echo three >&2; exit 5", MIB,
+               &status, &text);
+    WANT(s, WIFEXITED(status) && WEXITSTATUS(status) == 5);
+    WANT(s, strstr(text, " stdout F one\n") != NULL);
+    WANT(s, strstr(text, " stderr F two\n") != NULL && strstr(text, " stderr F three\n") != NULL);
+}
+
+TEST(a_program_that_closes_its_output_early_lives_on)
+{
+    scene_play(CLONE_NEWNS, closes_early);
+}
+
+static void leaves_a_child(struct scene *s)
+{
+    int status;
+    const char *text = "";
+    uint64_t began_ns = clock_mono_ns();
+    script_run(s, "sleep 1000 & printf 'no end of line'; printf '%040000d' 7 >&2", MIB, &status,
+               &text);
+    WANT(s, WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    WANT(s, strstr(text, " stdout F no end of line\n") != NULL);
+    WANT(s, strstr(text, " stderr P 0000") != NULL); /* the first parts of a long line */
+    WANT(s, clock_mono_ns() - began_ns < 4 * NS_PER_S);
+}
+
+TEST(a_child_that_holds_the_output_does_not_hold_up_the_end)
+{
+    scene_play(CLONE_NEWNS, leaves_a_child);
 }
