@@ -377,7 +377,8 @@ static void everything_remove(struct launcher *l)
     }
     (void)kill(l->nursery_pid, SIGKILL);
     (void)kill(l->builder_pid, SIGKILL);
-    /* A network namespace that the builder sent and nobody has taken lives as long as its message. */
+    /* A network namespace that the builder sent and nobody has taken lives as long as its message.
+     */
     loop_poll_stop(&l->nursery_poll);
     loop_poll_stop(&l->builder_poll);
     fd_close(&l->nursery_fd);
@@ -464,20 +465,22 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
         files.rlim_cur = files.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &files);
     }
-    (void)snprintf(group, sizeof(group), "dirigent-%s", c->instance);
-    enum err err = cgroup_tree_open(group, c->cgroup_version, &l->shared.cgroups, e);
-    if (err != ERR_OK)
-        return err;
     l->network = (struct network_config){
         .pool_ip = c->pool_ip, .slots_max = c->slots_max, .host_port_base = c->host_port_base};
     (void)snprintf(l->network.instance, sizeof(l->network.instance), "%.8s", c->instance);
-    for (int i = 0; i < 2000 && network_interfaces_left(&l->network) > 0; i++)
-        (void)usleep(5000); /* of a launcher that was killed: the kernel is at it */
-    err = network_neighbours_check(&l->network, NEIGHBOUR_PATIENCE_MS, e);
+    enum err err = network_neighbours_check(&l->network, NEIGHBOUR_PATIENCE_MS, e);
+    (void)snprintf(group, sizeof(group), "dirigent-%s", c->instance);
     if (err == ERR_OK)
-        err = network_host_open(&l->network, &l->forward_was_off, e);
+        err = cgroup_tree_open(group, c->cgroup_version, &l->shared.cgroups, e);
     if (err != ERR_OK)
         return err;
+    for (int i = 0; i < 2000 && network_interfaces_left(&l->network) > 0; i++)
+        (void)usleep(5000); /* of a launcher that was killed: the kernel is at it */
+    err = network_host_open(&l->network, &l->forward_was_off, e);
+    if (err != ERR_OK) {
+        cgroup_tree_remove(&l->shared.cgroups); /* ours: we hold it */
+        return err;
+    }
     if (getrandom(&l->shared.secret, sizeof(l->shared.secret), 0) !=
         (ssize_t)sizeof(l->shared.secret))
         return error_errno(e, "get random bytes");
