@@ -21,8 +21,7 @@
 #define FUNCTION_PORT_DEFAULT 8080
 #define IP_FORWARD "/proc/sys/net/ipv4/ip_forward"
 
-    uint32_t
-    network_slot_ip(const struct network_config *c, uint32_t slot)
+uint32_t network_slot_ip(const struct network_config *c, uint32_t slot)
 {
     return c->pool_ip + 4 + slot;
 }
