@@ -22,13 +22,15 @@ struct election { /* times that may be 0 are "since when", and 0 is "it is not s
     uint64_t patience_ms; /* until then a leader that is not heard is not suspected */
     bool store_known;     /* our copy is complete */
     uint64_t store_lost_ms;
+    uint64_t yield_ms;   /* we lead without the store, and another member reaches it */
     uint64_t gone_ms;    /* the leader is gone */
     uint64_t suspect_ms; /* it is silent, and nobody objects */
     uint64_t agreed_ms;  /* it is to be replaced */
     uint64_t asked_ms, retry_ms;
-    uint64_t damped_ms; /* when the last replacement on suspicion was seen; 0: none yet */
-    uint32_t backoff_ms;
-    uint64_t told_epoch; /* the last FOLLOW */
+    uint64_t damped_until_ms;
+    uint64_t replaced_ms; /* when the last replacement on suspicion was seen */
+    uint32_t backoff_ms;  /* after it */
+    uint64_t told_epoch;  /* the last FOLLOW */
     uint32_t told_leader;
     struct member members[ELECTION_MEMBERS_MAX];
     struct election_orders *orders;
@@ -62,7 +64,7 @@ static bool leader_is_silent(const struct election *e)
 
 static bool is_damped(const struct election *e)
 {
-    return e->damped_ms != 0 && e->now_ms - e->damped_ms < e->backoff_ms;
+    return e->now_ms < e->damped_until_ms;
 }
 
 /* How many others come before us: live ones that could take the epoch. */
@@ -97,22 +99,31 @@ static void step_down(struct election *e, const char *why)
     e->role = STEPPED_DOWN;
 }
 
-/* The leader was replaced, and nobody has told us that it was gone: the next such replacement has
- * to wait, whoever thinks of it. */
-static void damp(struct election *e)
+static bool is_calm(const struct election *e)
 {
-    bool is_calm = e->damped_ms == 0 || e->now_ms - e->damped_ms > ELECTION_CALM_MS;
-    e->backoff_ms =
-        is_calm ? e->options.tenure_ms : MIN(e->backoff_ms * 2, ELECTION_BACKOFF_MS_MAX);
-    e->damped_ms = e->now_ms;
+    return e->replaced_ms == 0 || e->now_ms - e->replaced_ms > ELECTION_CALM_MS;
+}
+
+/* The leader was replaced: the next replacement on suspicion has to wait, whoever thinks of it, and
+ * longer when this was one too. One that is replaced and begins a new life closes its connections:
+ * whether that came before the news of the epoch is chance, so that it always has to wait. */
+static void damp(struct election *e, bool was_gone)
+{
+    uint32_t wait_ms = e->options.tenure_ms;
+    if (!was_gone) {
+        e->backoff_ms = is_calm(e) ? wait_ms : MIN(e->backoff_ms * 2, ELECTION_BACKOFF_MS_MAX);
+        e->replaced_ms = e->now_ms;
+        wait_ms = e->backoff_ms;
+    }
+    e->damped_until_ms = MAX(e->damped_until_ms, e->now_ms + wait_ms);
 }
 
 /* Of one that is taking the epoch the store decides: what others saw first may be its own. */
 static void epoch_begin(struct election *e, uint64_t epoch, bool is_ours)
 {
     bool is_first = e->epoch == 0;
-    if (!is_first && e->gone_ms == 0)
-        damp(e);
+    if (!is_first)
+        damp(e, e->gone_ms != 0);
     e->epoch = epoch;
     e->epoch_ms = e->now_ms;
     e->leader = ELECTION_NOBODY;
@@ -226,15 +237,19 @@ static void follow_look(struct election *e)
         take(e);
 }
 
+/* When the store comes back to all, some are told before others: it counts from when both are so.
+ */
 static void lead_look(struct election *e)
 {
-    if (e->store_lost_ms == 0 || e->now_ms - e->store_lost_ms < ELECTION_STORE_MS)
-        return;
+    bool other_reaches = false;
     for (uint32_t i = 0; i < e->count; i++)
-        if (i != e->self && hears(e, i) && e->members[i].reaches_store) {
-            step_down(e, "it does not reach the store, and another control plane does");
-            return;
-        }
+        other_reaches |= i != e->self && hears(e, i) && e->members[i].reaches_store;
+    if (e->store_lost_ms == 0 || !other_reaches)
+        e->yield_ms = 0;
+    else if (e->yield_ms == 0)
+        e->yield_ms = e->now_ms;
+    else if (e->now_ms - e->yield_ms >= ELECTION_STORE_MS)
+        step_down(e, "it does not reach the store, and another control plane does");
 }
 
 /* After a stop of our own process nobody was heard, which says nothing about them. */
@@ -275,11 +290,12 @@ static void heard(struct election *e, const struct election_event *event)
 static void went_down(struct election *e, const struct election_event *event)
 {
     struct member *m = &e->members[event->member];
+    bool spoke = hears(e, event->member) || (event->member == e->leader && e->leader_led);
     m->up = false;
     m->answer_ms = 0;
-    m->dead = event->dead;
+    m->dead = event->dead && spoke; /* else it may be an earlier life, long over, that ends here */
     m->dead_ms = e->now_ms;
-    if (event->dead && event->member == e->leader && e->gone_ms == 0)
+    if (m->dead && event->member == e->leader && e->gone_ms == 0)
         e->gone_ms = e->now_ms;
 }
 
@@ -440,6 +456,11 @@ struct election *election_new(const struct election_options *options, uint64_t n
     e->leader = e->told_leader = ELECTION_NOBODY;
     e->now_ms = e->started_ms = MAX(now_ms, UINT64_C(1)); /* 0 is "not" */
     e->due_ms = e->now_ms + ELECTION_TICK_MS;
+    if (o->backoff_ms > 0) {
+        e->backoff_ms = o->backoff_ms;
+        e->replaced_ms = e->started_ms;
+        e->damped_until_ms = e->started_ms + o->backoff_ms;
+    }
     return e;
 }
 
@@ -466,6 +487,11 @@ uint64_t election_epoch(const struct election *e)
 uint32_t election_leader(const struct election *e)
 {
     return e->leader;
+}
+
+uint32_t election_backoff_ms(const struct election *e)
+{
+    return is_calm(e) ? 0 : e->backoff_ms;
 }
 
 bool election_suspects(const struct election *e)

@@ -12,14 +12,15 @@
  *    tenure_ms, if the store is reached. One that hears it objects, and goes on objecting until it
  *    does not hear it either.
  *  - Who takes an epoch and does not say within tenure_ms that it leads counts as silent.
- *  - A replacement on suspicion is followed by no other for tenure_ms, doubled each time up to
- *    ELECTION_BACKOFF_MS_MAX, until ELECTION_CALM_MS without one. Whoever has seen it objects for
- *    so long, because the one that was replaced may have begun a new life and not know.
+ *  - A new leader has tenure: for tenure_ms it is not replaced on suspicion. If it came by one,
+ *    for twice as long each time, up to ELECTION_BACKOFF_MS_MAX, until ELECTION_CALM_MS without.
+ *    Whoever has seen it begin objects for so long, because others may have begun a new life since
+ *    and not know.
  *  - A leader steps down in the step in which it learns of a newer epoch, from whomever. It never
  *    leads again in this life: the program starts anew, with a new election.
  *
- * Decided: a leader that does not reach the store for ELECTION_STORE_MS steps down when it hears
- * another member that does reach it, and stays when it hears none. Placing, scaling and starting
+ * Decided: a leader that for ELECTION_STORE_MS does not reach the store and hears another member
+ * that does steps down, and stays when it hears none. Placing, scaling and starting
  * need no store, so a leader without it does all but registrations, and nobody else could do more.
  * One that is cut off from the other members too cannot know whether they reach it. It stays: what
  * it does wrongly is refused by the fence, and workers that are cut off together with it are
@@ -39,7 +40,8 @@
 #define ELECTION_BACKOFF_MS_MAX 30000u
 #define ELECTION_CALM_MS 60000u
 #define ELECTION_STORE_MS 500u
-#define ELECTION_START_MS 300u /* for the others to come, before one that is absent is suspected \
+#define ELECTION_START_MS                                                                        \
+    300u                       /* for the others to come, before one that is absent is suspected \
                                 */
 #define ELECTION_RETRY_MS 100u /* after the store was not reached, or refused */
 #define ELECTION_ASK_MS 50u    /* between two questions to one member */
@@ -50,7 +52,8 @@
 struct election_options {
     uint32_t self, member_count; /* self: index among the sorted names of all; counts as its rank */
     uint32_t silence_ms, rank_ms, tenure_ms;
-    uint32_t answer_ms; /* an answer is good for so long; after that it is as if never given */
+    uint32_t answer_ms;  /* an answer is good for so long; after that it is as if never given */
+    uint32_t backoff_ms; /* election_backoff_ms() of the life before, if it stepped down; else 0 */
 };
 
 struct election; /* opaque */
@@ -112,4 +115,7 @@ uint64_t election_due_ms(const struct election *e);
 bool election_leads(const struct election *e);      /* between LEAD and STEP_DOWN */
 uint64_t election_epoch(const struct election *e);  /* the newest seen */
 uint32_t election_leader(const struct election *e); /* of that epoch; ELECTION_NOBODY: not known */
-bool election_suspects(const struct election *e);   /* the leader is gone or silent */
+/* What the next life is to know: two that cannot hear each other would else replace each other at
+ * one pace for ever. 0: nothing. */
+uint32_t election_backoff_ms(const struct election *e);
+bool election_suspects(const struct election *e); /* the leader is gone or silent */

@@ -54,6 +54,7 @@ static void carry_out(struct leadership *l, const struct election_order *o)
         lead(l, o->epoch);
         return;
     case ELECTION_STEP_DOWN:
+        l->cp->backoff_ms = election_backoff_ms(l->election);
         shell_succeeded(l->cp, o->epoch, o->why);
         return;
     case ELECTION_FOLLOW:
@@ -229,8 +230,11 @@ enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct contr
         count = members_count(l->members);
     }
     if (err == ERR_OK)
-        l->election = election_new(&(struct election_options){.self = self, .member_count = count},
+        l->election = election_new(&(struct election_options){.self = self,
+                                                              .member_count = count,
+                                                              .backoff_ms = cp->backoff_ms},
                                    now_ms(l));
+    cp->backoff_ms = 0;
     const struct store_follower follower = {l,          on_record, on_epoch, on_synced,
                                             on_reached, on_taken,  on_lost};
     cp->members = l->members;
