@@ -7,7 +7,9 @@ enum role { FOLLOWING, TAKING, CATCHING_UP, LEADING, STEPPED_DOWN };
 struct member {
     bool up, dead; /* dead: its last connection was closed by its system */
     bool reaches_store;
-    uint64_t heard_ms, dead_ms;
+    uint64_t heard_ms; /* or forgiven, after a stop of our own */
+    uint64_t spoke_ms; /* when what it said had come just then */
+    uint64_t dead_ms;
     uint64_t answer_ms; /* when it last said whether it hears the leader of the epoch; 0: not yet */
     bool hears;
 };
@@ -20,6 +22,7 @@ struct election { /* times that may be 0 are "since when", and 0 is "it is not s
     uint32_t leader;
     bool leader_led;      /* it has said so, under that epoch */
     uint64_t patience_ms; /* until then a leader that is not heard is not suspected */
+    uint64_t fresh_ms;    /* until then what is heard may have been said long before */
     bool store_known;     /* our copy is complete */
     uint64_t store_lost_ms;
     uint64_t yield_ms;   /* we lead without the store, and another member reaches it */
@@ -139,12 +142,16 @@ static void epoch_begin(struct election *e, uint64_t epoch, bool is_ours)
         e->role = FOLLOWING;
 }
 
-/* A process that died long before this epoch was seen has begun another life since, which we were
- * not told of yet. */
+/* Whether the process that took this epoch is the one that has ended. It said so, or it took it and
+ * was killed before it could; one whose last word had come long before the epoch is an earlier
+ * life, of which we only learn now, or have learnt long ago, that it is over. */
 static bool died_under_it(const struct election *e, uint32_t member)
 {
     const struct member *m = &e->members[member];
-    return m->dead && e->now_ms - m->dead_ms < e->options.silence_ms;
+    if (!m->dead)
+        return false;
+    return (member == e->leader && e->leader_led) ||
+           m->spoke_ms + e->options.silence_ms / 2 > e->epoch_ms;
 }
 
 static void epoch_seen(struct election *e, uint64_t epoch, uint32_t leader)
@@ -260,6 +267,7 @@ static void own_stop_look(struct election *e)
     for (uint32_t i = 0; i < e->count; i++)
         e->members[i].heard_ms = e->now_ms;
     e->patience_ms = MAX(e->patience_ms, e->now_ms + e->options.silence_ms);
+    e->fresh_ms = e->now_ms + e->options.silence_ms / 2; /* what is read now may be old */
     suspicion_end(e);
 }
 
@@ -270,6 +278,8 @@ static void came_up(struct election *e, struct member *m)
     m->up = m->reaches_store = true; /* of the store it will tell */
     m->dead = false;
     m->heard_ms = e->now_ms;
+    if (e->now_ms >= e->fresh_ms)
+        m->spoke_ms = e->now_ms;
 }
 
 static void heard(struct election *e, const struct election_event *event)
@@ -290,12 +300,11 @@ static void heard(struct election *e, const struct election_event *event)
 static void went_down(struct election *e, const struct election_event *event)
 {
     struct member *m = &e->members[event->member];
-    bool spoke = hears(e, event->member) || (event->member == e->leader && e->leader_led);
     m->up = false;
     m->answer_ms = 0;
-    m->dead = event->dead && spoke; /* else it may be an earlier life, long over, that ends here */
+    m->dead = event->dead;
     m->dead_ms = e->now_ms;
-    if (m->dead && event->member == e->leader && e->gone_ms == 0)
+    if (died_under_it(e, event->member) && event->member == e->leader && e->gone_ms == 0)
         e->gone_ms = e->now_ms;
 }
 

@@ -11,7 +11,8 @@ static uint64_t delay_us(struct world *w, uint32_t from, uint32_t to)
 /* By the connection that `from` has dialled, after what was sent before. */
 static void send_now(struct world *w, uint32_t from, uint32_t to, struct election_event event)
 {
-    uint64_t at_us = MAX(w->now_us + delay_us(w, from, to), w->last_us[from][to]);
+    uint64_t at_us = w->now_us + delay_us(w, from, to);
+    at_us = MAX(at_us, w->last_us[from][to]);
     event.member = from;
     w->last_us[from][to] = at_us;
     world_add(
@@ -30,14 +31,14 @@ void network_send(struct world *w, uint32_t from, uint32_t to, struct election_e
     send_now(w, from, to, event);
 }
 
-/* Dialled anew about every 50 ms. The other side learns of the end of the old connection then, if
+/* Dialled anew with most beats. The other side learns of the end of the old connection then, if
  * not before. */
 static void dial(struct world *w, uint32_t from, uint32_t to)
 {
     struct member *peer = &w->members[to];
     if (peer->e == NULL || peer->connected[from] == w->members[from].life)
         return;
-    if (w->cut[from][to] || w->cut[to][from] || (!w->calm && world_below(w, 2) == 0))
+    if (w->cut[from][to] || w->cut[to][from] || (!w->calm && world_below(w, 4) == 0))
         return;
     if (peer->connected[from] != 0)
         send_now(w, from, to, (struct election_event){.kind = ELECTION_PEER_DOWN, .dead = true});
@@ -111,7 +112,8 @@ static void store_tell(struct world *w, uint32_t i, struct election_event event,
 {
     if (w->members[i].e == NULL || !reaches_store(w, i) || w->store_deaf[i])
         return;
-    uint64_t at_us = MAX(w->now_us + store_us(w), w->last_store_us[i]) + more_us;
+    uint64_t at_us = w->now_us + store_us(w);
+    at_us = MAX(at_us, w->last_store_us[i]) + more_us;
     if (more_us == 0)
         w->last_store_us[i] = at_us;
     world_add(

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define FAILED_SEEDS_MAX 5u
+#define LAG_MS_MAX 400u
 #define REST_US                                                                                  \
     ((ELECTION_BACKOFF_MS_MAX + 5000) * MS)             /* after the last fault: damped at worst \
                                                          */
@@ -47,7 +48,7 @@ static void start_all(struct world *w, uint64_t spread_us)
     for (uint32_t i = 0; i < w->count; i++)
         world_start_later(w, i, spread_us > 0 ? world_below(w, spread_us) : 0);
     expect_settled(w, 1 * S + spread_us, "the start");
-    world_run(w, between_ms(w, 0, 1000));
+    world_run(w, between_ms(w, 300, 1300)); /* all are connected */
 }
 
 static void cut_member(struct world *w, uint32_t i, bool cut)
@@ -69,7 +70,8 @@ static void heal(struct world *w)
     w->loss_percent = w->watch_loss_percent = 0;
     for (uint32_t i = 0; i < w->count; i++) {
         world_resume(w, i);
-        world_start(w, i);
+        if (w->members[i].e == NULL)
+            world_start_later(w, i, 0);
     }
 }
 
@@ -77,6 +79,7 @@ static void heal(struct world *w)
 static void rest(struct world *w, struct numbers *n)
 {
     heal(w);
+    world_run(w, LAG_MS_MAX * MS); /* what is on its way may be old */
     uint64_t begin_us = w->now_us;
     expect_settled(w, REST_US, "the last fault");
     n->rest_us_max = MAX(n->rest_us_max, w->now_us - begin_us);
@@ -106,7 +109,7 @@ static void whole_cluster_starts(struct world *w)
         world_fail(w, "%llu epochs were taken at the start", (unsigned long long)w->epoch);
     for (uint32_t i = 0; i < w->count; i++) /* and once more, with an epoch */
         world_kill(w, i, world_below(w, 2) == 0);
-    world_run(w, between_ms(w, 0, 3000));
+    world_run(w, between_ms(w, 1000, 4000)); /* also lost hosts can come back */
     for (uint32_t i = 0; i < w->count; i++)
         world_start_later(w, i, spread_us > 0 ? world_below(w, spread_us) : 0);
     expect_settled(w, 500 * MS, "the second start");
@@ -124,8 +127,8 @@ static void leaders_are_killed(struct world *w)
         uint32_t leader = leader_of(w);
         world_kill(w, leader, false);
         if (w->count == 1)
-            world_start(w, leader);
-        expect_leader(w, 100 * MS, "the leader was killed");
+            world_start_later(w, leader, 0);
+        expect_leader(w, (w->count == 1 ? 200 : 100) * MS, "the leader was killed");
         if (world_below(w, 4) == 0)
             world_kill(w, (leader + 1) % w->count, false); /* whoever that is */
         world_start_later(w, leader, between_ms(w, 0, 100));
@@ -263,7 +266,7 @@ static void store_is_away(struct world *w)
     world_run(w, between_ms(w, 0, 5000));
     w->store_away = false;
     if (kill && w->count == 1)
-        world_start(w, old);
+        world_start_later(w, old, 0);
     expect_leader(w, TAKE_DEADLINE_US + 500 * MS, "the store is back");
     world_run(w, 3 * S);
     if (w->epoch != epoch + kill)
@@ -317,7 +320,7 @@ static void fault_link(struct world *w, enum fault fault, uint32_t i, uint32_t k
     if (fault == HEAL_ALL)
         memset(w->cut, 0, sizeof(w->cut));
     if (fault == LAG)
-        w->lag_us[i][k] = (uint32_t)(world_below(w, 2) == 0 ? 0 : between_ms(w, 1, 400));
+        w->lag_us[i][k] = (uint32_t)(world_below(w, 2) == 0 ? 0 : between_ms(w, 1, LAG_MS_MAX));
     if (fault == LOSS)
         w->loss_percent = (uint32_t)(world_below(w, 2) == 0 ? 0 : world_below(w, 60));
     if (fault == CUT_WORKER)
@@ -344,8 +347,8 @@ static void fault_process(struct world *w, enum fault fault, uint32_t i)
 {
     if (fault == KILL || fault == LOSE_HOST)
         world_kill(w, i, fault == LOSE_HOST);
-    if (fault == RESTART)
-        world_start(w, i);
+    if (fault == RESTART && w->members[i].e == NULL)
+        world_start_later(w, i, 0);
     if (fault == PAUSE)
         world_pause(w, i);
     if (fault == RESUME)
@@ -366,6 +369,7 @@ static void everything(struct world *w)
             i = leader_of(w);
         if ((kinds >> fault & 1) == 0)
             continue;
+        world_trace(w, "fault %d at %u, %u", fault, i, k);
         fault_process(w, fault, i);
         fault_link(w, fault, i, k);
         fault_store(w, fault, i);

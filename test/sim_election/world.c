@@ -176,6 +176,9 @@ void world_start(struct world *w, uint32_t i)
 
 void world_start_later(struct world *w, uint32_t i, uint64_t us)
 {
+    const struct member *m = &w->members[i];
+    if (m->life > 0 && m->e == NULL) /* nothing starts anew at once */
+        us = MAX(w->now_us + us, m->ended_us + RESTART_US) - w->now_us;
     world_add(w, us, (struct happening){.kind = START, .to = i});
 }
 
@@ -185,6 +188,7 @@ static void end(struct world *w, uint32_t i, bool with_host)
     network_killed(w, i, with_host);
     election_free(m->e);
     m->e = NULL;
+    m->ended_us = w->now_us + (with_host ? 1 * S : 0); /* a host takes longer */
     free(m->backlog);
     m->backlog = NULL;
     m->paused = false;
@@ -293,7 +297,7 @@ static void member_happen(struct world *w, const struct happening *h)
     } else if (h->kind == END) {
         m->backoff_ms = election_backoff_ms(m->e);
         end(w, h->to, false);
-        world_start_later(w, h->to, (100 + world_below(w, 50)) * MS);
+        world_start_later(w, h->to, RESTART_US + world_below(w, 50 * MS));
     }
 }
 

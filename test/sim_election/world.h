@@ -20,6 +20,9 @@
 #define STORE_US 1700u /* one way: 3.4 ms for a compare-and-swap */
 #define BEAT_US (25 * MS)
 #define SILENT_LINK_US (5 * S) /* after that a connection is given up, as in members.c */
+#define RESTART_US                                                                \
+    (100 * MS) /* control_plane.c waits for so long, and who starts programs does \
+                */
 #define TAKE_DEADLINE_US (2 * S)
 #define RELIST_US (10 * S)          /* the store's watch is a hint */
 #define REACHED_AFTER_US (100 * MS) /* how long a member takes to see that the store is away */
@@ -49,6 +52,7 @@ struct member {
     bool paused, synced, stepped_down;
     bool says_reached; /* what it was told of the store, or sees */
     uint64_t unreached_us, relist_us;
+    uint64_t ended_us;
     uint32_t backoff_ms;              /* its life before left that */
     double rate;                      /* of its clock */
     uint64_t offset_ms;               /* of its clock */
