@@ -79,7 +79,7 @@ static void heal(struct world *w)
 static void rest(struct world *w, struct numbers *n)
 {
     heal(w);
-    world_run(w, LAG_MS_MAX * MS); /* what is on its way may be old */
+    world_run(w, (LAG_MS_MAX + 10) * MS); /* what is on its way may be old */
     uint64_t begin_us = w->now_us;
     expect_settled(w, REST_US, "the last fault");
     n->rest_us_max = MAX(n->rest_us_max, w->now_us - begin_us);
