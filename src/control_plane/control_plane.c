@@ -8,6 +8,7 @@
 #include "control_plane/api_keys.h"
 #include "control_plane/blobs.h"
 #include "control_plane/copies.h"
+#include "control_plane/election.h"
 #include "control_plane/leadership.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
@@ -24,6 +25,7 @@
 #include <unistd.h>
 
 #define TIDY_PERIOD_NS (60 * NS_PER_S)
+#define BACKOFF_VARIABLE "DIRIGENT_LIFE_BEFORE_BACKOFF_MS"
 #define AGAIN_PAUSE_US (100u * US_PER_MS) /* of one that fails again and again */
 
 static const struct setting settings_table[] = {
@@ -519,6 +521,22 @@ static void run(struct program *p)
     log_info("control_plane.stop", LOG_STR("why", err_text(cp->end)));
 }
 
+/* From one life to the next: by the environment, since its arguments are the user's. */
+static void backoff_hand_on(uint32_t backoff_ms)
+{
+    char text[16];
+    (void)snprintf(text, sizeof(text), "%u", backoff_ms);
+    (void)setenv(BACKOFF_VARIABLE, text, 1);
+}
+
+static uint32_t backoff_of_life_before(void)
+{
+    const char *text = getenv(BACKOFF_VARIABLE);
+    unsigned long value = text != NULL ? strtoul(text, NULL, 10) : 0;
+    (void)unsetenv(BACKOFF_VARIABLE);
+    return (uint32_t)MIN(value, (unsigned long)ELECTION_BACKOFF_MS_MAX);
+}
+
 int control_plane_main(int argc, char **argv)
 {
     struct program program = {.data_lock_fd = -1, .run_lock_fd = -1};
@@ -533,6 +551,7 @@ int control_plane_main(int argc, char **argv)
         err = check_settings(&program.cp.settings, &level, &e);
     if (err == ERR_OK) {
         log_init("control-plane", level);
+        program.cp.backoff_ms = backoff_of_life_before();
         raise_descriptor_limit();
         (void)signal(SIGPIPE, SIG_IGN);
         err = start(&program, &e);
@@ -549,6 +568,7 @@ int control_plane_main(int argc, char **argv)
         char **arguments = mem_new_array((size_t)argc + 2, sizeof(*arguments));
         arguments[0] = (char *)"dirigent";
         memcpy(arguments + 1, argv, (size_t)argc * sizeof(*argv));
+        backoff_hand_on(program.cp.backoff_ms);
         (void)execv("/proc/self/exe", arguments);
     }
     return err == ERR_OK ? 0 : err_exit_code(err);

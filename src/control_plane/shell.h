@@ -51,6 +51,7 @@ struct control_plane {
     struct leadership *leadership; /* NULL: the embedded store, and no other */
     const char *name;              /* of this control plane among the others */
     bool again;                    /* after the end: start anew, to stand by */
+    uint32_t backoff_ms;           /* the election's, from the life before and for the next one */
     struct blobs *blobs;
     struct copies *copies;
     struct api_keys *api_keys;
