@@ -103,7 +103,7 @@ static void cluster_wait(const struct cluster *c)
     REQUIRE(etcd_open(strchr(c->where, '@') + 1, &calls, &e) == ERR_OK);
     for (int i = 0;; i++) {
         json_t *request = json_pack("{s:o}", "key", etcd_base64(STR("x"))), *answer = NULL;
-        enum err err = etcd_read(calls, "/v3/kv/range", request, &answer, &e);
+        enum err err = etcd_read(calls, "/v3/kv/range", request, etcd_end_ms(), &answer, &e);
         json_decref(request);
         json_decref(answer);
         if (err == ERR_OK)
@@ -149,7 +149,7 @@ static struct cluster *shared(void)
     REQUIRE(etcd_open(strchr(c.where, '@') + 1, &calls, &e) == ERR_OK);
     json_t *answer = NULL, *request = json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/")),
                                                 "range_end", etcd_base64(STR("/dirigent0")));
-    REQUIRE(etcd_read(calls, "/v3/kv/deleterange", request, &answer, &e) == ERR_OK);
+    REQUIRE(etcd_read(calls, "/v3/kv/deleterange", request, etcd_end_ms(), &answer, &e) == ERR_OK);
     json_decref(request);
     json_decref(answer);
     etcd_close(calls);
@@ -508,7 +508,7 @@ TEST(a_damaged_key_is_named)
     json_t *request =
         json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/functions/0000000000000005")),
                   "value", etcd_base64(STR("{\"format\":1,\"op\":\"x\"}")));
-    REQUIRE(etcd_read(calls, "/v3/kv/put", request, &answer, &e) == ERR_OK);
+    REQUIRE(etcd_read(calls, "/v3/kv/put", request, etcd_end_ms(), &answer, &e) == ERR_OK);
     json_decref(request);
     json_decref(answer);
     etcd_close(calls);
