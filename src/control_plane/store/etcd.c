@@ -22,6 +22,7 @@ struct etcd {
     size_t count, current;
     char *ca, *cert, *key;
     bool single;
+    const atomic_bool *stop;
     CURL *curl;
     struct curl_slist *headers, *watch_headers;
 };
@@ -264,7 +265,8 @@ static enum err refusal(struct etcd *c, long status, const json_t *answer, struc
         err = ERR_NO_SPACE;
     else if (code == GRPC_OUT_OF_RANGE)
         err = ERR_STALE;
-    else if (code == GRPC_INVALID_ARGUMENT && strstr(text, "too large") != NULL)
+    else if (code == GRPC_INVALID_ARGUMENT &&
+             (strstr(text, "too large") != NULL || strstr(text, "too many operations") != NULL))
         err = ERR_TOO_LARGE;
     else if (code == GRPC_UNAVAILABLE || code == GRPC_DEADLINE_EXCEEDED ||
              code == GRPC_RESOURCE_EXHAUSTED || code == GRPC_UNKNOWN || status >= 500)
@@ -316,6 +318,11 @@ uint64_t etcd_end_ms(void)
     return etcd_now_ms() + ETCD_DEADLINE_MS;
 }
 
+void etcd_stop_by(struct etcd *c, const atomic_bool *stop)
+{
+    c->stop = stop;
+}
+
 enum err etcd_read(struct etcd *c, const char *path, const json_t *request, uint64_t end_ms,
                    json_t **ret_answer, struct error *e)
 {
@@ -324,7 +331,8 @@ enum err etcd_read(struct etcd *c, const char *path, const json_t *request, uint
          * round. */
         uint32_t attempt_ms = attempt <= c->count ? ETCD_ATTEMPT_MS : 8 * ETCD_ATTEMPT_MS;
         enum err err = etcd_try(c, path, request, attempt_ms, ret_answer, e);
-        if ((err != ERR_UNREACHABLE && err != ERR_TIMEOUT) || etcd_now_ms() >= end_ms)
+        bool again = err == ERR_UNREACHABLE || err == ERR_TIMEOUT;
+        if (!again || etcd_now_ms() >= end_ms || (c->stop != NULL && atomic_load(c->stop)))
             return err;
         if (attempt % c->count == 0)
             (void)poll(NULL, 0, 20);

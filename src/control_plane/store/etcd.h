@@ -36,6 +36,8 @@ must_check enum err etcd_try(struct etcd *c, const char *path, const json_t *req
 /* For calls that may be repeated: tries, at least once, until the monotonic clock shows end_ms. */
 must_check enum err etcd_read(struct etcd *c, const char *path, const json_t *request,
                               uint64_t end_ms, json_t **ret_answer, struct error *e);
+/* *stop ends its reads early, with whatever failed last. NULL: nothing does. */
+void etcd_stop_by(struct etcd *c, const atomic_bool *stop);
 uint64_t etcd_now_ms(void);
 uint64_t etcd_end_ms(void);      /* ETCD_DEADLINE_MS from now */
 void etcd_avoid(struct etcd *c); /* the member that was asked last: the next attempt asks another */

@@ -302,6 +302,7 @@ enum err store_etcd_follow(void *self, const struct store_feed *feed, const atom
     struct follow f = {.s = self, .feed = feed};
     bool synced = false;
     enum err err = ERR_OK;
+    etcd_stop_by(f.s->watch, stop);
     while (!atomic_load(stop)) {
         err = round_of(&f, stop, &synced, e);
         if (is_for_ever(err))

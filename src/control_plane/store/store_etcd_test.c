@@ -1,7 +1,7 @@
 /* store_etcd_test.c - the conformance suite on a real etcd of three members, and what happens to
  * its members: killed, stopped, cut off from a majority. Skipped where there is no etcd. */
 #include "control_plane/store/etcd.h"
-#include "control_plane/store/store_conformance.h"
+#include "control_plane/store/store_standby.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -248,89 +248,6 @@ TEST(of_two_who_take_the_same_epoch_one_does)
     buf_done(&unused.records);
     store_etcd.close(a);
     store_etcd.close(b);
-}
-
-struct standby {
-    struct loop *loop;
-    struct store *store;
-    struct buf told;
-    uint64_t epoch, taken_epoch, next_id;
-    unsigned synced, taken, lost;
-    enum err taken_err;
-    bool reached;
-};
-
-static void standby_on_record(void *user, enum store_kind kind, uint64_t id, const char *value)
-{
-    struct standby *s = user;
-    buf_printf(&s->told, "%d/%" PRIu64 "=%s\n", (int)kind, id, value != NULL ? value : "(none)");
-}
-static void standby_on_epoch(void *user, uint64_t epoch, const char *leader)
-{
-    struct standby *s = user;
-    s->epoch = epoch;
-    CHECK_STR(leader, "me");
-}
-static void standby_on_synced(void *user)
-{
-    struct standby *s = user;
-    s->synced++;
-}
-static void standby_on_reached(void *user, bool reached, const char *why)
-{
-    struct standby *s = user;
-    s->reached = reached;
-}
-static void standby_on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
-                             const struct error *e)
-{
-    struct standby *s = user;
-    s->taken++;
-    s->taken_err = err;
-    s->taken_epoch = epoch;
-    s->next_id = next_id;
-}
-static void standby_on_lost(void *user, enum err err, const char *why)
-{
-    struct standby *s = user;
-    s->lost++;
-}
-
-static void standby_start(struct standby *s, const char *where)
-{
-    struct error e = {0};
-    *s = (struct standby){0};
-    struct store_follower follower = {s,
-                                      standby_on_record,
-                                      standby_on_epoch,
-                                      standby_on_synced,
-                                      standby_on_reached,
-                                      standby_on_taken,
-                                      standby_on_lost};
-    REQUIRE(loop_new(&s->loop, &e) == ERR_OK);
-    REQUIRE(store_open(&store_etcd, where, &s->store, &e) == ERR_OK);
-    REQUIRE(store_follow(s->store, s->loop, &follower, &e) == ERR_OK);
-}
-
-static void standby_end(struct standby *s)
-{
-    store_stop(s->store);
-    loop_run_once(s->loop, 0);
-    store_close(s->store);
-    loop_free(s->loop);
-    buf_done(&s->told);
-}
-
-#define UNTIL(s, condition)                               \
-    do {                                                  \
-        for (int i_ = 0; i_ < 1500 && !(condition); i_++) \
-            loop_run_once((s)->loop, 10);                 \
-        CHECK(condition);                                 \
-    } while (0)
-
-static bool was_told(const struct standby *s, const char *text)
-{
-    return s->told.bytes > 0 && memmem(s->told.data, s->told.bytes, text, strlen(text)) != NULL;
 }
 
 TEST(a_standby_is_told_what_is_there_and_what_changes_and_takes_over_knowing_all)
