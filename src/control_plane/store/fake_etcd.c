@@ -34,7 +34,7 @@ struct fake_etcd {
     struct connection connections[CONNECTIONS_MAX];
     pthread_mutex_t mutex; /* guards what follows; the thread holds it while it works */
     bool stop, mute, cancel, fail_ranges;
-    uint64_t revision, skip_revision;
+    uint64_t revision, skip_revision, hold_revision;
     bool skip_next;
     struct change *changes;
     size_t change_count;
@@ -243,16 +243,18 @@ static void watch_begin(struct fake_etcd *f, struct connection *c, const json_t 
 static void watch_tell(struct fake_etcd *f, struct connection *c)
 {
     json_t *events = json_array();
+    uint64_t newest = MIN(f->revision, f->hold_revision);
     for (size_t i = 0; i < f->change_count; i++) {
         const struct change *ch = &f->changes[i];
-        if (ch->revision < c->watch_next || ch->revision == f->skip_revision)
+        if (ch->revision < c->watch_next || ch->revision > newest ||
+            ch->revision == f->skip_revision)
             continue;
         json_t *event = json_pack("{s:o}", "kv", kv_json(ch));
         if (ch->value == NULL)
             json_object_set_new(event, "type", json_string("DELETE"));
         json_array_append_new(events, event);
     }
-    c->watch_next = MAX(c->watch_next, f->revision + 1);
+    c->watch_next = MAX(c->watch_next, newest + 1);
     if (json_array_size(events) > 0 && !c->muted)
         chunk_send(
             c, json_pack("{s:{s:o, s:o}}", "result", "header", header_json(f), "events", events));
@@ -435,6 +437,7 @@ struct fake_etcd *fake_etcd_new(void)
     fake_etcd_set_version(f, "3.4.23", 3);
     f->changes = mem_new_array(CHANGES_MAX, sizeof(*f->changes));
     f->revision = 1;
+    f->hold_revision = UINT64_MAX;
     if (pthread_create(&f->thread, NULL, fake_thread, f) != 0)
         abort();
     return f;
@@ -510,6 +513,11 @@ void fake_etcd_fail_ranges(struct fake_etcd *f, bool fail)
 void fake_etcd_skip_change(struct fake_etcd *f)
 {
     LOCKED(f, f->skip_next = true);
+}
+
+void fake_etcd_hold_watches(struct fake_etcd *f, uint64_t revision)
+{
+    LOCKED(f, f->hold_revision = revision);
 }
 
 void fake_etcd_cancel_watches(struct fake_etcd *f)

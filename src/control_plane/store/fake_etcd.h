@@ -32,6 +32,8 @@ size_t fake_etcd_deliver(struct fake_etcd *f);
 void fake_etcd_mute_watches(struct fake_etcd *f, bool mute);
 /* The next change to be told by watches is left out, with all of its revision. */
 void fake_etcd_skip_change(struct fake_etcd *f);
+/* Watches are told changes up to this revision; the rest when it is raised. */
+void fake_etcd_hold_watches(struct fake_etcd *f, uint64_t revision);
 /* Ends every watch with "canceled", as after a compaction. */
 void fake_etcd_cancel_watches(struct fake_etcd *f);
 void fake_etcd_fail_ranges(struct fake_etcd *f, bool fail); /* all, as without a leader */
