@@ -42,7 +42,8 @@ struct fake_etcd {
     size_t delayed_count;
     enum fake_fault faults[FAULTS_MAX];
     size_t fault_count, fault_next;
-    unsigned transactions, ranges;
+    unsigned transactions;
+    uint64_t compacted;
 };
 
 /* ---- history ---- */
@@ -308,11 +309,13 @@ static void on_request(struct fake_etcd *f, struct connection *c, const char *pa
     if (strcmp(path, "/v3/kv/txn") == 0) {
         on_txn(f, c, request);
     } else if (strcmp(path, "/v3/kv/range") == 0) {
-        f->ranges++;
         if (f->fail_ranges)
             refuse(c, 503, 14, "etcdserver: no leader");
         else
             answer_send(c, 200, range_run(f, request));
+    } else if (strcmp(path, "/v3/kv/compaction") == 0) {
+        f->compacted = etcd_number(request, "revision");
+        answer_send(c, 200, json_object());
     } else if (strcmp(path, "/v3/watch") == 0) {
         watch_begin(f, c, request);
     } else if (strcmp(path, "/version") == 0) {
@@ -485,7 +488,7 @@ void fake_etcd_set_version(struct fake_etcd *f, const char *version, unsigned me
 void fake_etcd_fail(struct fake_etcd *f, const enum fake_fault *faults, size_t count)
 {
     assert(count <= FAULTS_MAX);
-    LOCKED(f, memcpy(f->faults, faults, count * sizeof(*faults)); f->fault_count = count;
+    LOCKED(f, for (size_t i = 0; i < count; i++) f->faults[i] = faults[i]; f->fault_count = count;
            f->fault_next = 0);
 }
 
@@ -559,11 +562,11 @@ unsigned fake_etcd_transactions(struct fake_etcd *f)
     return count;
 }
 
-unsigned fake_etcd_ranges(struct fake_etcd *f)
+uint64_t fake_etcd_compacted(struct fake_etcd *f)
 {
-    unsigned count;
-    LOCKED(f, count = f->ranges);
-    return count;
+    uint64_t revision;
+    LOCKED(f, revision = f->compacted);
+    return revision;
 }
 
 char *fake_etcd_get(struct fake_etcd *f, const char *key)

@@ -42,6 +42,6 @@ void fake_etcd_put(struct fake_etcd *f, const char *key, const char *value);
 void fake_etcd_rewind(struct fake_etcd *f, uint64_t revision); /* as a restored backup */
 uint64_t fake_etcd_revision(struct fake_etcd *f);
 unsigned fake_etcd_transactions(struct fake_etcd *f); /* asked for so far */
-unsigned fake_etcd_ranges(struct fake_etcd *f);
+uint64_t fake_etcd_compacted(struct fake_etcd *f);    /* the last revision; 0: none */
 /* The newest value; NULL: none. The caller frees it. */
 char *fake_etcd_get(struct fake_etcd *f, const char *key);

@@ -1,6 +1,7 @@
 /* store_etcd_faults_test.c - the etcd store against a member that fails at exact moments. */
 #include "control_plane/store/etcd.h"
 #include "control_plane/store/fake_etcd.h"
+#include "control_plane/store/store_etcd_internal.h"
 #include "control_plane/store/store_standby.h"
 
 static enum err commit_of(void *self, uint64_t epoch, struct store_write *first, struct error *e)
@@ -313,6 +314,31 @@ PROPERTY(no_acknowledged_write_is_lost_and_none_is_carried_out_twice)
     store_etcd.close(self);
     self = next_leader(f, &acked, &acked, &found, &epoch);
     store_etcd.close(self);
+    fake_etcd_free(f);
+}
+
+/* ---- growth ---- */
+
+TEST(history_goes_when_it_is_ten_minutes_old)
+{
+    struct fake_etcd *f = fake_etcd_new();
+    struct error e = {0};
+    uint64_t epoch = 0, revisions[3];
+    struct etcd_store *s = leader_open(f, &epoch);
+    struct store_write write = WRITE(1, "x");
+    store_etcd.tidy(s);
+    CHECK(s->compact_next_ms > etcd_now_ms() + 4 * 60 * 1000);
+    for (size_t i = 0; i < ARRAY_COUNT(revisions); i++) { /* each time 5 minutes later */
+        CHECK_EQ(fake_etcd_compacted(f), 0);
+        CHECK_EQ(commit_of(s, epoch, &write, &e), ERR_OK);
+        revisions[i] = fake_etcd_revision(f);
+        s->compact_next_ms = 0;
+        store_etcd.tidy(s);
+    }
+    CHECK_EQ(fake_etcd_compacted(f), revisions[0]);
+    store_etcd.tidy(s);
+    CHECK_EQ(fake_etcd_compacted(f), revisions[0]); /* not before the next 5 minutes */
+    store_etcd.close(s);
     fake_etcd_free(f);
 }
 
