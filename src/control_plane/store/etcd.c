@@ -23,6 +23,8 @@ struct etcd {
     char *ca, *cert, *key;
     bool single;
     const atomic_bool *stop;
+    size_t refused_count; /* attempts in a row that failed over certificates */
+    char story[CURL_ERROR_SIZE];
     CURL *curl;
     struct curl_slist *headers, *watch_headers;
 };
@@ -205,6 +207,8 @@ static size_t on_bytes(char *data, size_t size, size_t count, void *user)
 static void request_set(struct etcd *c, const char *url, const char *body, uint32_t attempt_ms)
 {
     curl_easy_reset(c->curl); /* connections stay */
+    c->story[0] = '\0';
+    curl_easy_setopt(c->curl, CURLOPT_ERRORBUFFER, c->story);
     curl_easy_setopt(c->curl, CURLOPT_URL, url);
     curl_easy_setopt(c->curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(c->curl, CURLOPT_NOPROXY, "*");
@@ -234,6 +238,16 @@ void etcd_avoid(struct etcd *c)
     member_next(c);
 }
 
+/* A refusal of our certificate comes as an alert, after the handshake, from where libcurl sees but
+ * a failed read. */
+static bool is_certificate(const struct etcd *c, CURLcode code)
+{
+    return code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CERTPROBLEM ||
+           code == CURLE_SSL_CACERT_BADFILE || code == CURLE_SSL_CLIENTCERT ||
+           (strstr(c->story, "alert") != NULL && strstr(c->story, "certificate") != NULL) ||
+           strstr(c->story, "unknown ca") != NULL;
+}
+
 static enum err transport_error(struct etcd *c, CURLcode code, struct error *e)
 {
     bool unsent = code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
@@ -245,8 +259,10 @@ static enum err transport_error(struct etcd *c, CURLcode code, struct error *e)
     if (code == CURLE_WRITE_ERROR)
         return error_set(e, ERR_TOO_LARGE, "etcd at %s sent an answer of more than %u bytes",
                          etcd_endpoint(c), (unsigned)ANSWER_BYTES_MAX);
-    enum err err = error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s",
-                             etcd_endpoint(c), curl_easy_strerror(code));
+    enum err err =
+        error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s", etcd_endpoint(c),
+                  c->story[0] != '\0' ? c->story : curl_easy_strerror(code));
+    c->refused_count = is_certificate(c, code) ? c->refused_count + 1 : 0;
     member_next(c);
     return err;
 }
@@ -290,6 +306,7 @@ enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint3
     CURLcode code = curl_easy_perform(c->curl);
     if (code != CURLE_OK)
         return transport_error(c, code, e);
+    c->refused_count = 0;
     (void)curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &status);
     json_t *answer = json_loadb(body.bytes > 0 ? body.data : "", body.bytes, 0, NULL);
     if (status == 200 && answer != NULL) {
@@ -332,6 +349,10 @@ enum err etcd_read(struct etcd *c, const char *path, const json_t *request, uint
         uint32_t attempt_ms = attempt <= c->count ? ETCD_ATTEMPT_MS : 8 * ETCD_ATTEMPT_MS;
         enum err err = etcd_try(c, path, request, attempt_ms, ret_answer, e);
         bool again = err == ERR_UNREACHABLE || err == ERR_TIMEOUT;
+        if (again && c->refused_count >= c->count) {
+            e->code = ERR_PERMISSION; /* the sentence stays */
+            return ERR_PERMISSION;
+        }
         if (!again || etcd_now_ms() >= end_ms || (c->stop != NULL && atomic_load(c->stop)))
             return err;
         if (attempt % c->count == 0)

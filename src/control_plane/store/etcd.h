@@ -33,7 +33,8 @@ const char *etcd_endpoint(const struct etcd *c); /* the member that is asked nex
  * another reason, which will not change. */
 must_check enum err etcd_try(struct etcd *c, const char *path, const json_t *request,
                              uint32_t attempt_ms, json_t **ret_answer, struct error *e);
-/* For calls that may be repeated: tries, at least once, until the monotonic clock shows end_ms. */
+/* For calls that may be repeated: tries, at least once, until the monotonic clock shows end_ms.
+ * ERR_PERMISSION, sooner: every member refused our certificate, or we theirs. */
 must_check enum err etcd_read(struct etcd *c, const char *path, const json_t *request,
                               uint64_t end_ms, json_t **ret_answer, struct error *e);
 /* *stop ends its reads early, with whatever failed last. NULL: nothing does. */
