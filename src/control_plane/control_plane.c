@@ -9,12 +9,14 @@
 #include "control_plane/blobs.h"
 #include "control_plane/copies.h"
 #include "control_plane/election.h"
+#include "control_plane/joining.h"
 #include "control_plane/leadership.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
 #include "control_plane/persisted.h"
 #include "control_plane/registry.h"
 #include "control_plane/store/store_backend.h"
+#include "control_plane/trust.h"
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -196,8 +198,10 @@ static void on_tidy(struct loop_timer *timer)
 {
     struct control_plane *cp = &container_of(timer, struct program, tidy)->cp;
     blobs_collect(cp->blobs, is_code_used, cp->registry);
-    if (cp->leads)
+    if (cp->leads) {
         links_tidy(cp->links);
+        joining_tidy(cp->joining);
+    }
     loop_timer_start(cp->loop, timer, loop_now_ns(cp->loop) + TIDY_PERIOD_NS);
 }
 
@@ -231,6 +235,13 @@ enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint6
         if (value != NULL)
             return api_keys_load(cp->api_keys, id, value, e);
         api_keys_drop(cp->api_keys, id);
+        return ERR_OK;
+    case STORE_AUTHORITY:
+        return trust_load(cp->trust, id, value, e);
+    case STORE_TOKEN:
+        if (value != NULL)
+            return joining_load(cp->joining, id, value, e);
+        joining_drop(cp->joining, id);
         return ERR_OK;
     case STORE_SANDBOX:
         if (value != NULL)
@@ -429,6 +440,7 @@ static void on_lead(struct control_plane *cp)
 {
     start_core(cp);
     cp->leads = true;
+    trust_lead(cp->trust);
     persisted_begin(cp->persisted);
     links_tell_core(cp->links);
     registry_tell_core(cp->registry);
@@ -450,12 +462,15 @@ static enum err start(struct program *p, struct error *e)
     cp->logs = log_requests_new(cp);
     cp->persisted = persisted_new(cp);
     cp->api_keys = api_keys_new(cp);
+    cp->joining = joining_new(cp);
+    cp->name = cp->settings.advertise[0] != '\0' ? cp->settings.advertise : cp->settings.cluster;
     err = links_new(cp, &cp->links, e);
+    if (err == ERR_OK)
+        err = trust_new(cp, &cp->trust, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
     cp->copies = copies_new(cp);
     bool shared = strcmp(cp->settings.store, "etcd") == 0;
-    cp->name = cp->settings.advertise[0] != '\0' ? cp->settings.advertise : cp->settings.cluster;
     if (err == ERR_OK)
         err = shared ? follow_store(cp, e) : open_store(cp, e);
     if (err == ERR_OK && !shared)
@@ -493,8 +508,10 @@ static void stop(struct program *p)
     log_requests_free(cp->logs);
     persisted_free(cp->persisted);
     api_keys_free(cp->api_keys);
+    joining_free(cp->joining);
     links_free(cp->links);
     leadership_free(cp->leadership);
+    trust_free(cp->trust);
     registry_free(cp->registry);
     if (cp->core != NULL)
         control_free(cp->core);

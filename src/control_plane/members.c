@@ -1,6 +1,7 @@
 /* members.c - beats out, beats in. */
 #include "control_plane/members.h"
 #include "base/log.h"
+#include "control_plane/trust.h"
 #include "wire/link.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -278,8 +279,8 @@ static enum err dial_all(struct members *m, struct error *e)
     enum err err = ERR_OK;
     for (uint32_t i = 0; i < m->count && err == ERR_OK; i++)
         if (i != m->self)
-            err = dialler_new(m->cp->loop, m->items[i].name, &callbacks, &m->items[i],
-                              &m->items[i].dialler, e);
+            err = dialler_new(m->cp->loop, m->items[i].name, trust_tls(m->cp->trust), &callbacks,
+                              &m->items[i], &m->items[i].dialler, e);
     return err;
 }
 

@@ -25,6 +25,8 @@ struct leadership;
 struct blobs;
 struct copies;
 struct api_keys;
+struct trust;
+struct joining;
 struct log_requests;
 struct persisted;
 struct api;
@@ -55,6 +57,8 @@ struct control_plane {
     struct blobs *blobs;
     struct copies *copies;
     struct api_keys *api_keys;
+    struct trust *trust;
+    struct joining *joining;
     struct log_requests *logs;
     struct persisted *persisted;
     struct api *api;

@@ -1012,7 +1012,8 @@ enum err router_new(const struct router_options *options, struct router **ret_ro
     c->flush.on_turn_end = on_flush;
     loop_timer_init(&c->report, on_report);
     loop_timer_init(&c->keep, on_keep);
-    enum err err = replicas_new(c->loop, options->control_plane, &callbacks, c, &c->replicas, e);
+    enum err err = replicas_new(c->loop, credentials_addresses(options->credentials),
+                                options->credentials, &callbacks, c, &c->replicas, e);
     if (err != ERR_OK) {
         free(c);
         return err;

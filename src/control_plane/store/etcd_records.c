@@ -10,8 +10,10 @@ static const char *const kind_names[STORE_KIND_COUNT] = {[STORE_FUNCTION] = "fun
                                                          [STORE_WORKER] = "workers",
                                                          [STORE_DATA_PLANE] = "data_planes",
                                                          [STORE_SANDBOX] = "sandboxes",
-                                                         [STORE_API_KEY] = "api_keys"};
-static_assert(STORE_KIND_COUNT == 5, "each kind has a name");
+                                                         [STORE_API_KEY] = "api_keys",
+                                                         [STORE_AUTHORITY] = "authority",
+                                                         [STORE_TOKEN] = "tokens"};
+static_assert(STORE_KIND_COUNT == 7, "each kind has a name");
 
 /* ---- keys ---- */
 
