@@ -1361,7 +1361,7 @@ static void on_closed(struct link *link, void *user, enum err err, const char *w
     struct peer *p = user;
     p->link = NULL;
     joining_cancel(p->joining);
-    if (p->known == NULL && p->state == PEER_NEW && err != ERR_CLOSED)
+    if (p->known == NULL && p->state == PEER_NEW && err != ERR_CLOSED && err != ERR_BUSY)
         log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("why", why));
     if (p->known != NULL)
         log_info(p->is_worker ? "worker.closed" : "data_plane.closed",

@@ -209,7 +209,7 @@ static enum err failure(struct tls_session *s, struct error *e)
         ERR_GET_LIB(code) == ERR_LIB_SSL ? alert_meaning(ERR_GET_REASON(code)) : NULL;
     if (s->refused != ERR_OK) {
         ERR_clear_error();
-        return error_set(e, ERR_PERMISSION, "it is not trusted: %s", s->refusal.text);
+        return error_set(e, ERR_PERMISSION, "%s", s->refusal.text);
     }
     if (alert != NULL) {
         ERR_clear_error();
