@@ -455,13 +455,22 @@ static bool may_go_on(struct api *api, struct http_exchange *x)
     return false;
 }
 
-static bool on_connection(int fd, void *user)
+/* Without keys only clients on this host are served. Whoever comes by a relay is on that one's host
+ * for the leader, so it is the relay that has to look. */
+static bool is_refused(const struct control_plane *cp, bool is_local)
+{
+    size_t cursor = 0;
+    return !is_local && cp->leadership != NULL && leadership_is_synced(cp->leadership) &&
+           api_keys_next(cp->api_keys, &cursor) == NULL;
+}
+
+static bool on_connection(int fd, bool is_local, void *user)
 {
     struct api *api = user;
     const char *address = api->cp->leads || api->cp->leadership == NULL
                               ? ""
                               : leadership_api_address(api->cp->leadership);
-    if (address[0] == '\0')
+    if (address[0] == '\0' || is_refused(api->cp, is_local))
         return false;
     relays_add(api->relays, fd, address);
     return true;
@@ -476,7 +485,8 @@ static void on_request(struct http_exchange *x, void *user)
     bool path_known = false;
     api->requests++;
     if (!api->cp->leads) {
-        answer_standing(x, request->path);
+        if (!is_refused(api->cp, http_exchange_is_local(x)) || may_go_on(api, x))
+            answer_standing(x, request->path);
         return;
     }
     if (!reading && is_foreign_page(request)) {

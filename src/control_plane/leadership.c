@@ -303,6 +303,11 @@ bool leadership_member_next(const struct leadership *l, size_t *cursor, struct m
     return true;
 }
 
+bool leadership_is_synced(const struct leadership *l)
+{
+    return l->synced;
+}
+
 bool leadership_suspects(const struct leadership *l)
 {
     return election_suspects(l->election);

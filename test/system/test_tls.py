@@ -110,7 +110,10 @@ class Peer:
         self.socket = context.wrap_socket(socket.create_connection((host, int(port)), timeout=10))
 
     def send(self, data):
-        self.socket.sendall(struct.pack(">I", len(data)) + data)
+        try:
+            self.socket.sendall(struct.pack(">I", len(data)) + data)
+        except (ConnectionError, ssl.SSLError):
+            pass  # closed before all was said: what it said first is to be read still
         return self
 
     def read(self):
