@@ -246,6 +246,7 @@ class Cluster:
             "--listen-client-urls", f"https://{host.address}:2379", "--advertise-client-urls", f"https://{host.address}:2379",
             "--listen-peer-urls", f"https://{host.address}:2380", "--initial-advertise-peer-urls", f"https://{host.address}:2380",
             "--initial-cluster", peers, "--initial-cluster-state", "new",
+            "--heartbeat-interval", "30", "--election-timeout", "200",  # a local network's: docs/operations.md
             "--client-cert-auth", "--trusted-ca-file", tls / "ca.pem", "--cert-file", tls / f"{host.name}.pem",
             "--key-file", tls / f"{host.name}.key", "--peer-client-cert-auth", "--peer-trusted-ca-file", tls / "ca.pem",
             "--peer-cert-file", tls / f"{host.name}.pem", "--peer-key-file", tls / f"{host.name}.key"])
@@ -459,6 +460,18 @@ class Cluster:
                 if code == 200 and (newest is None or found["epoch"] > newest["epoch"]):
                     newest = found
         return newest
+
+    def etcd_leader(self):
+        """The host whose member of etcd leads, or None."""
+        tls = self.directory / "etcd-tls"
+        for h in self.controls:
+            done = h.run("curl", "-s", "-m", "2", "--cacert", tls / "ca.pem", "--cert", tls / f"{h.name}.pem", "--key",
+                         tls / f"{h.name}.key", "-d", "{}", f"https://{h.address}:2379/v3/maintenance/status", check=False)
+            with contextlib.suppress(ValueError):
+                found = json.loads(done.stdout)
+                if found.get("leader") not in (None, "0") and found["leader"] == found["header"]["member_id"]:
+                    return h
+        return None
 
     def leader(self):
         """The host whose control plane leads, or None."""

@@ -9,6 +9,7 @@
 #include "control_plane/blobs.h"
 #include "control_plane/copies.h"
 #include "control_plane/election.h"
+#include "control_plane/hello.h"
 #include "control_plane/joining.h"
 #include "control_plane/leadership.h"
 #include "control_plane/links.h"
@@ -295,12 +296,41 @@ static void on_store_lost(void *user, enum err err, const char *why)
     shell_store_lost(user, err, why);
 }
 
+/* "https://10.0.0.1:2379" is on the host of our own name, "10.0.0.1:9090". */
+static bool is_on_our_host(const struct control_plane *cp, struct str member)
+{
+    struct str host = address_host(cp->name);
+    size_t at = 0;
+    while (at < member.bytes && member.data[at] != '/')
+        at++;
+    return member.bytes > at + 2 + host.bytes && host.bytes > 0 &&
+           memcmp(member.data + at + 2, host.data, host.bytes) == 0 &&
+           member.data[at + 2 + host.bytes] == ':';
+}
+
+/* The first is asked first. One on this host lives and dies with us: when another host is lost,
+ * no time goes by on asking there. */
+static void append_members(const struct control_plane *cp, bool ours, struct buf *out)
+{
+    for (struct str rest = str_of(cp->settings.etcd), one; rest.bytes > 0;) {
+        one = str_split(rest, ',', &rest);
+        if (is_on_our_host(cp, one) != ours)
+            continue;
+        if (out->bytes > 0 && out->data[out->bytes - 1] != '@')
+            buf_append_str(out, STR(","));
+        buf_append_str(out, one);
+    }
+}
+
 /* NAME@MEMBERS?OPTIONS, as store_etcd reads it. */
 static char *etcd_where(const struct control_plane *cp)
 {
     const struct control_plane_settings *s = &cp->settings;
     struct buf where = {0};
-    buf_printf(&where, "%s@%s?", cp->name, s->etcd);
+    buf_printf(&where, "%s@", cp->name);
+    append_members(cp, true, &where);
+    append_members(cp, false, &where);
+    buf_append_str(&where, STR("?"));
     if (s->etcd_ca[0] != '\0')
         buf_printf(&where, "ca=%s&", s->etcd_ca);
     if (s->etcd_cert[0] != '\0')
