@@ -155,6 +155,7 @@ struct control_event {
             size_t sandbox_count;
             const char (*code_digests)[72]; /* for locality */
             size_t code_digest_count;
+            bool silent; /* CLOSED: for too long, and not that it broke: it is dead */
         } worker; /* KNOWN, UP, CLOSED, GOODBYE; KNOWN needs id and name, CLOSED, GOODBYE and
                      REMOVED the id */
         struct {
@@ -169,6 +170,7 @@ struct control_event {
             uint64_t data_plane_id;
             const uint64_t *known_sandbox_ids;
             size_t known_sandbox_count;
+            bool silent; /* as with workers */
         } data_plane; /* KNOWN, UP, CLOSED, REMOVED */
         struct {
             uint64_t data_plane_id, function_id;

@@ -58,7 +58,7 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct list node, plane_node; /* plane_node: in `planes`, a data plane while it is up */
     struct link *link;            /* NULL: closed */
     enum peer_state state;
-    bool is_worker, said_goodbye;
+    bool is_worker, said_goodbye, is_silent;
     struct known *known; /* when up */
     char ip[64], software[64];
     Dirigent__ToControlPlane *first; /* with the Hello, until up */
@@ -885,7 +885,7 @@ static void welcome(struct peer *p)
     m->cluster = arena_text(&p->outbox.arena, cp->settings.cluster_name);
     p->outbox.welcome = m;
     send_now(p); /* before any order that its arrival brings */
-    link_set_timers(p->link, m->heartbeat_ms, dead_after_ms + m->heartbeat_ms);
+    link_set_timers(p->link, dead_after_ms / 2, dead_after_ms); /* ours are many: half as often */
     if (link_peer(p->link) != NULL && trust_bundle(cp->trust)->count > 1)
         send_roots(p);
 }
@@ -932,6 +932,10 @@ static void tell_closed(struct peer *p)
         event.worker.worker_id = p->known->record.id;
     else
         event.data_plane.data_plane_id = p->known->record.id;
+    if (p->is_worker)
+        event.worker.silent = p->is_silent;
+    else
+        event.data_plane.silent = p->is_silent;
     if (!p->said_goodbye)
         shell_step(p->links->cp, &event);
 }
@@ -1066,7 +1070,7 @@ static void stand(struct peer *p)
     m.standby = &standby;
     p->state = PEER_STANDING;
     link_send(p->link, &m.base);
-    link_set_timers(p->link, standby.heartbeat_ms, dead_after_ms + standby.heartbeat_ms);
+    link_set_timers(p->link, dead_after_ms / 2, 2 * dead_after_ms);
 }
 
 static void ask_hello(struct peer *p)
@@ -1366,6 +1370,7 @@ static void on_closed(struct link *link, void *user, enum err err, const char *w
     if (p->known != NULL)
         log_info(p->is_worker ? "worker.closed" : "data_plane.closed",
                  LOG_STR("name", p->known->record.name), LOG_STR("why", why));
+    p->is_silent = err == ERR_TIMEOUT;
     if (p->state == PEER_UP)
         take_down(p);
     else if (p->state == PEER_MEMBER)

@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define REPORT_PERIOD_NS (HEARTBEAT_PERIOD_MS * NS_PER_MS)
+#define REPORT_PERIOD_NS (DEMAND_REPORT_PERIOD_MS * NS_PER_MS)
 #define REPORT_PAUSE_NS (10 * NS_PER_MS) /* at least, between two messages */
 #define READMIT_NS NS_PER_S
 #define ALONE_NS (500 * NS_PER_MS) /* a control plane that has not come by then is away */

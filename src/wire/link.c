@@ -52,6 +52,10 @@ static void on_timer(struct loop_timer *timer)
 {
     struct link *l = container_of(timer, struct link, timer);
     uint64_t now = loop_now_ns(l->loop);
+    /* When we are late ourselves, what has come and is not read yet counts. */
+    if (l->dead_after_ns > 0 && now >= l->heard_ns + l->dead_after_ns &&
+        loop_stream_has_unread(&l->stream))
+        l->heard_ns = now;
     if (l->dead_after_ns > 0 && now >= l->heard_ns + l->dead_after_ns) {
         char why[64];
         (void)snprintf(why, sizeof(why), "nothing heard for %" PRIu64 " ms",
