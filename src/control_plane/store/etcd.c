@@ -401,27 +401,94 @@ static bool goes_on(struct stream *s)
     return !s->ended && (s->begun || etcd_now_ms() < s->first_ms);
 }
 
+/* A stream is silent when nothing happens, and when its member is out of reach: every now and then
+ * the member is asked something, whatever it answers. */
+struct probe {
+    CURLM *multi;
+    CURL *curl;
+    uint64_t next_ms;
+    bool running, failed;
+};
+
+static size_t on_probe_bytes(char *data, size_t size, size_t count, void *user)
+{
+    (void)data, (void)user;
+    return size * count;
+}
+
+/* From the stream's handle, with its certificates. */
+static void probe_init(struct probe *p, struct etcd *c, CURLM *multi)
+{
+    cleanup(free_pointer) char *url = mem_printf("%s/v3/kv/range", etcd_endpoint(c));
+    *p = (struct probe){.multi = multi,
+                        .curl = curl_easy_duphandle(c->curl),
+                        .next_ms = etcd_now_ms() + ETCD_PROBE_MS};
+    if (p->curl == NULL)
+        return;
+    curl_easy_setopt(p->curl, CURLOPT_URL, url);
+    curl_easy_setopt(p->curl, CURLOPT_HTTPHEADER, c->headers);
+    curl_easy_setopt(p->curl, CURLOPT_COPYPOSTFIELDS,
+                     "{\"key\":\"AA==\",\"serializable\":true,\"count_only\":true}");
+    curl_easy_setopt(p->curl, CURLOPT_TIMEOUT_MS, (long)ETCD_PROBE_ANSWER_MS);
+    curl_easy_setopt(p->curl, CURLOPT_WRITEFUNCTION, on_probe_bytes);
+}
+
+static void probe_done(struct probe *p)
+{
+    if (p->running)
+        curl_multi_remove_handle(p->multi, p->curl);
+    if (p->curl != NULL)
+        curl_easy_cleanup(p->curl);
+}
+
+static void probe_begin(struct probe *p)
+{
+    if (p->curl == NULL || p->running || etcd_now_ms() < p->next_ms)
+        return;
+    p->running = true;
+    curl_multi_add_handle(p->multi, p->curl);
+}
+
+static void probe_end(struct probe *p, CURLcode result)
+{
+    curl_multi_remove_handle(p->multi, p->curl);
+    p->running = false;
+    p->failed = result != CURLE_OK;
+    p->next_ms = etcd_now_ms() + ETCD_PROBE_MS;
+}
+
 /* The multi interface, to be able to look in between whether it is to end. */
-static CURLcode perform(CURL *curl, struct stream *s)
+static CURLcode perform(struct etcd *c, struct stream *s)
 {
     CURLM *multi = curl_multi_init();
-    CURLcode result = CURLE_OUT_OF_MEMORY;
-    int running = 1;
+    CURLcode result = CURLE_OPERATION_TIMEDOUT; /* unless it says otherwise */
+    struct probe probe;
+    bool ended = false;
+    int running, left;
     if (multi == NULL)
-        return result;
-    curl_multi_add_handle(multi, curl);
-    while (running > 0 && goes_on(s)) {
+        return CURLE_OUT_OF_MEMORY;
+    curl_multi_add_handle(multi, c->curl);
+    probe_init(&probe, c, multi);
+    while (!ended && !probe.failed && goes_on(s)) {
         if (curl_multi_perform(multi, &running) != CURLM_OK)
             break;
-        if (running > 0)
+        for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;) {
+            if (m->msg != CURLMSG_DONE)
+                continue;
+            if (m->easy_handle == probe.curl) {
+                probe_end(&probe, m->data.result);
+                continue;
+            }
+            ended = true;
+            result = m->data.result;
+        }
+        if (s->begun)
+            probe_begin(&probe);
+        if (!ended && !probe.failed)
             (void)curl_multi_poll(multi, NULL, 0, 20, NULL);
     }
-    int left;
-    result = CURLE_OPERATION_TIMEDOUT; /* unless it says otherwise */
-    for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;)
-        if (m->msg == CURLMSG_DONE)
-            result = m->data.result;
-    curl_multi_remove_handle(multi, curl);
+    probe_done(&probe);
+    curl_multi_remove_handle(multi, c->curl);
     curl_multi_cleanup(multi);
     return result;
 }
@@ -442,7 +509,7 @@ enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, ui
     curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, c->watch_headers);
     curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_stream_bytes);
     curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &s);
-    CURLcode code = perform(c->curl, &s);
+    CURLcode code = perform(c, &s);
     buf_done(&s.line);
     if (s.ended)
         return ERR_OK;
