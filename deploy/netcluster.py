@@ -433,9 +433,8 @@ class Cluster:
     # ---- talking ----
 
     def cli(self, *arguments, at=None, check=True, timeout=60):
-        """The client, on a control host."""
-        host = at or next((h for h in self.controls if self.program(f"control-plane{self._number(h)}").is_running()),
-                          self.controls[0])
+        """The client, on the leader's host where there is one."""
+        host = at or self.leader() or self.controls[0]
         environment = {**os.environ, "DIRIGENT_API": f"http://127.0.0.1:{API_PORT}"}
         if self.key:
             environment["DIRIGENT_API_KEY"] = self.key

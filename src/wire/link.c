@@ -4,6 +4,8 @@
 #include "wire/link.h"
 #include "base/limits.h"
 #include "base/str.h"
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -272,6 +274,9 @@ enum err link_accept(struct loop *loop, int fd, const struct link_callbacks *cal
         free(l);
         return err;
     }
+    /* Who only sends hears no silence: what nobody acknowledges ends the connection. */
+    unsigned unheard_ms = LINK_UNHEARD_MS;
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard_ms, sizeof(unheard_ms));
     *ret_link = l;
     return ERR_OK;
 }

@@ -16,6 +16,7 @@
 
 #define PROTOCOL_VERSION_MIN 1u
 #define PROTOCOL_VERSION_MAX 1u
+#define LINK_UNHEARD_MS 2000u /* what was sent must be acknowledged by the other side's kernel */
 #define LINK_PENDING_BYTES_MAX (256u * 1024u * 1024u)
 
 struct link; /* opaque, owned by its creator until on_closed */
