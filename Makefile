@@ -23,6 +23,11 @@ bench: build
 	@tools/install-deps bench
 	@exec $(SUDO) bench/run $(BUILD)
 
+# A cluster of ten hosts that are network namespaces, until Ctrl-C: deploy/cluster --help says how to break it.
+cluster: build
+	@tools/install-deps run test
+	@exec $(SUDO) deploy/cluster --build $(BUILD) up
+
 # A control plane with thousands of simulated workers.
 bench-cluster: build
 	@exec bench/cluster $(BUILD)
@@ -34,4 +39,4 @@ clean:
 	rm -rf $(BUILD) build-test build-asan build-tsan
 	@$(MAKE) --silent -C examples/c clean
 
-.PHONY: build run test bench bench-cluster install clean
+.PHONY: build run cluster test bench bench-cluster install clean

@@ -203,6 +203,28 @@ static void print_alive(const char *key, const json_t *counts)
            style_end(stdout));
 }
 
+/* Nothing where there is one control plane with the embedded store. */
+static void print_control_planes(const json_t *s)
+{
+    const json_t *all = json_object_get(s, "control_planes"), *store = json_object_get(s, "store");
+    json_t *one;
+    size_t i;
+    if (strcmp(json_text(store, "kind"), "etcd") != 0)
+        return;
+    json_array_foreach(all, i, one)
+    {
+        bool alive = strcmp(json_text(one, "state"), "alive") == 0;
+        print_key(i == 0 ? "control planes" : "");
+        printf("%s%s%s%s\n", style_begin(stdout, alive ? STYLE_PLAIN : STYLE_RED),
+               json_text(one, "name"), style_end(stdout),
+               json_is_true(json_object_get(one, "leads")) ? ", leads"
+               : alive                                     ? ", stands by"
+                                                           : ", not reached");
+    }
+    bool reached = json_is_true(json_object_get(store, "reached"));
+    print_text("store", reached ? "etcd" : "etcd, which is not reached: registrations fail");
+}
+
 static void print_status(const char *api, const json_t *s)
 {
     char text[HUMAN_BYTES_MAX];
@@ -216,6 +238,7 @@ static void print_status(const char *api, const json_t *s)
            style_end(stdout), ready ? "" : ": ", ready ? "" : json_text(s, "reason"),
            human_age_ms(json_number(s, "uptime_s") * MS_PER_S, text), json_text(s, "version"),
            json_number(s, "epoch"));
+    print_control_planes(s);
     print_alive("workers", json_object_get(s, "workers"));
     print_alive("data planes", json_object_get(s, "data_planes"));
     print_key("functions");

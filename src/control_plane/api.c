@@ -36,6 +36,11 @@ static const struct route routes[] = {
     {HTTP_GET,    "/v1/keys",             handle_keys_list},
     {HTTP_POST,   "/v1/keys",             handle_key_create},
     {HTTP_DELETE, "/v1/keys/*",           handle_key_delete},
+    {HTTP_GET,    "/v1/tokens",           handle_tokens_list},
+    {HTTP_POST,   "/v1/tokens",           handle_token_create},
+    {HTTP_DELETE, "/v1/tokens/*",         handle_token_delete},
+    {HTTP_GET,    "/v1/authority",        handle_authority_get},
+    {HTTP_POST,   "/v1/authority/rotate", handle_authority_rotate},
     {HTTP_GET,    "/v1/status",           handle_status},
     {HTTP_GET,    "/healthz",             handle_healthz},
     {HTTP_GET,    "/readyz",              handle_readyz},
@@ -450,13 +455,22 @@ static bool may_go_on(struct api *api, struct http_exchange *x)
     return false;
 }
 
-static bool on_connection(int fd, void *user)
+/* Without keys only clients on this host are served. Whoever comes by a relay is on that one's host
+ * for the leader, so it is the relay that has to look. */
+static bool is_refused(const struct control_plane *cp, bool is_local)
+{
+    size_t cursor = 0;
+    return !is_local && cp->leadership != NULL && leadership_is_synced(cp->leadership) &&
+           api_keys_next(cp->api_keys, &cursor) == NULL;
+}
+
+static bool on_connection(int fd, bool is_local, void *user)
 {
     struct api *api = user;
     const char *address = api->cp->leads || api->cp->leadership == NULL
                               ? ""
                               : leadership_api_address(api->cp->leadership);
-    if (address[0] == '\0')
+    if (address[0] == '\0' || is_refused(api->cp, is_local))
         return false;
     relays_add(api->relays, fd, address);
     return true;
@@ -471,7 +485,8 @@ static void on_request(struct http_exchange *x, void *user)
     bool path_known = false;
     api->requests++;
     if (!api->cp->leads) {
-        answer_standing(x, request->path);
+        if (!is_refused(api->cp, http_exchange_is_local(x)) || may_go_on(api, x))
+            answer_standing(x, request->path);
         return;
     }
     if (!reading && is_foreign_page(request)) {

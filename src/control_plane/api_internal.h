@@ -58,7 +58,9 @@ api_handler handle_functions_list, handle_function_get, handle_function_put, han
     handle_function_delete, handle_code_put, handle_logs_get, handle_workers_list, handle_keys_list,
     handle_key_create, handle_key_delete, handle_worker_get, handle_worker_patch,
     handle_worker_delete, handle_data_plane_delete, handle_data_planes_list, handle_sandboxes_list,
-    handle_status, handle_healthz, handle_readyz, handle_metrics, handle_check, handle_registration;
+    handle_tokens_list, handle_token_create, handle_token_delete, handle_authority_get,
+    handle_authority_rotate, handle_status, handle_healthz, handle_readyz, handle_metrics,
+    handle_check, handle_registration;
 
 /* ---- shared pieces ---- */
 json_t *function_to_json(const struct control_plane *cp, const struct function *f, bool with_spec);

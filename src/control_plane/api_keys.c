@@ -2,6 +2,7 @@
 #include "control_plane/api_keys.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "control_plane/members.h"
 #include "control_plane/records.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,6 +107,14 @@ static enum err role_of(const struct api_keys *k, const struct http_request *req
     return err;
 }
 
+/* Another control plane has looked whence it came (api.c). */
+static bool comes_by_relay(const struct api_keys *k, const struct http_exchange *x)
+{
+    char address[64];
+    http_exchange_peer(x, address, sizeof(address));
+    return k->cp->members != NULL && members_come_from(k->cp->members, address);
+}
+
 enum err api_keys_check(const struct api_keys *k, struct http_exchange *x, unsigned *ret_status,
                         struct error *e)
 {
@@ -114,7 +123,7 @@ enum err api_keys_check(const struct api_keys *k, struct http_exchange *x, unsig
         return ERR_OK;
     if (k->by_id.count == 0) {
         *ret_status = 403;
-        return http_exchange_is_local(x)
+        return http_exchange_is_local(x) || comes_by_relay(k, x)
                    ? ERR_OK
                    : error_set(e, ERR_PERMISSION,
                                "without API keys only clients on its own host are served: make "

@@ -8,12 +8,16 @@
 #include "control_plane/api_keys.h"
 #include "control_plane/blobs.h"
 #include "control_plane/copies.h"
+#include "control_plane/election.h"
+#include "control_plane/hello.h"
+#include "control_plane/joining.h"
 #include "control_plane/leadership.h"
 #include "control_plane/links.h"
 #include "control_plane/log_requests.h"
 #include "control_plane/persisted.h"
 #include "control_plane/registry.h"
 #include "control_plane/store/store_backend.h"
+#include "control_plane/trust.h"
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +28,7 @@
 #include <unistd.h>
 
 #define TIDY_PERIOD_NS (60 * NS_PER_S)
+#define BACKOFF_VARIABLE "DIRIGENT_LIFE_BEFORE_BACKOFF_MS"
 #define AGAIN_PAUSE_US (100u * US_PER_MS) /* of one that fails again and again */
 
 static const struct setting settings_table[] = {
@@ -196,8 +201,10 @@ static void on_tidy(struct loop_timer *timer)
 {
     struct control_plane *cp = &container_of(timer, struct program, tidy)->cp;
     blobs_collect(cp->blobs, is_code_used, cp->registry);
-    if (cp->leads)
+    if (cp->leads) {
         links_tidy(cp->links);
+        joining_tidy(cp->joining);
+    }
     loop_timer_start(cp->loop, timer, loop_now_ns(cp->loop) + TIDY_PERIOD_NS);
 }
 
@@ -231,6 +238,13 @@ enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint6
         if (value != NULL)
             return api_keys_load(cp->api_keys, id, value, e);
         api_keys_drop(cp->api_keys, id);
+        return ERR_OK;
+    case STORE_AUTHORITY:
+        return trust_load(cp->trust, id, value, e);
+    case STORE_TOKEN:
+        if (value != NULL)
+            return joining_load(cp->joining, id, value, e);
+        joining_drop(cp->joining, id);
         return ERR_OK;
     case STORE_SANDBOX:
         if (value != NULL)
@@ -284,12 +298,41 @@ static void on_store_lost(void *user, enum err err, const char *why)
     shell_store_lost(user, err, why);
 }
 
+/* "https://10.0.0.1:2379" is on the host of our own name, "10.0.0.1:9090". */
+static bool is_on_our_host(const struct control_plane *cp, struct str member)
+{
+    struct str host = address_host(cp->name);
+    size_t at = 0;
+    while (at < member.bytes && member.data[at] != '/')
+        at++;
+    return member.bytes > at + 2 + host.bytes && host.bytes > 0 &&
+           memcmp(member.data + at + 2, host.data, host.bytes) == 0 &&
+           member.data[at + 2 + host.bytes] == ':';
+}
+
+/* The first is asked first. One on this host lives and dies with us: when another host is lost,
+ * no time goes by on asking there. */
+static void append_members(const struct control_plane *cp, bool ours, struct buf *out)
+{
+    for (struct str rest = str_of(cp->settings.etcd), one; rest.bytes > 0;) {
+        one = str_split(rest, ',', &rest);
+        if (is_on_our_host(cp, one) != ours)
+            continue;
+        if (out->bytes > 0 && out->data[out->bytes - 1] != '@')
+            buf_append_str(out, STR(","));
+        buf_append_str(out, one);
+    }
+}
+
 /* NAME@MEMBERS?OPTIONS, as store_etcd reads it. */
 static char *etcd_where(const struct control_plane *cp)
 {
     const struct control_plane_settings *s = &cp->settings;
     struct buf where = {0};
-    buf_printf(&where, "%s@%s?", cp->name, s->etcd);
+    buf_printf(&where, "%s@", cp->name);
+    append_members(cp, true, &where);
+    append_members(cp, false, &where);
+    buf_append_str(&where, STR("?"));
     if (s->etcd_ca[0] != '\0')
         buf_printf(&where, "ca=%s&", s->etcd_ca);
     if (s->etcd_cert[0] != '\0')
@@ -429,6 +472,7 @@ static void on_lead(struct control_plane *cp)
 {
     start_core(cp);
     cp->leads = true;
+    trust_lead(cp->trust);
     persisted_begin(cp->persisted);
     links_tell_core(cp->links);
     registry_tell_core(cp->registry);
@@ -450,12 +494,15 @@ static enum err start(struct program *p, struct error *e)
     cp->logs = log_requests_new(cp);
     cp->persisted = persisted_new(cp);
     cp->api_keys = api_keys_new(cp);
+    cp->joining = joining_new(cp);
+    cp->name = cp->settings.advertise[0] != '\0' ? cp->settings.advertise : cp->settings.cluster;
     err = links_new(cp, &cp->links, e);
+    if (err == ERR_OK)
+        err = trust_new(cp, &cp->trust, e);
     if (err == ERR_OK)
         err = blobs_new(cp->loop, blob_path, cp->settings.code_staged_for, &cp->blobs, e);
     cp->copies = copies_new(cp);
     bool shared = strcmp(cp->settings.store, "etcd") == 0;
-    cp->name = cp->settings.advertise[0] != '\0' ? cp->settings.advertise : cp->settings.cluster;
     if (err == ERR_OK)
         err = shared ? follow_store(cp, e) : open_store(cp, e);
     if (err == ERR_OK && !shared)
@@ -493,8 +540,10 @@ static void stop(struct program *p)
     log_requests_free(cp->logs);
     persisted_free(cp->persisted);
     api_keys_free(cp->api_keys);
+    joining_free(cp->joining);
     links_free(cp->links);
     leadership_free(cp->leadership);
+    trust_free(cp->trust);
     registry_free(cp->registry);
     if (cp->core != NULL)
         control_free(cp->core);
@@ -521,6 +570,22 @@ static void run(struct program *p)
     log_info("control_plane.stop", LOG_STR("why", err_text(cp->end)));
 }
 
+/* From one life to the next: by the environment, since its arguments are the user's. */
+static void backoff_hand_on(uint32_t backoff_ms)
+{
+    char text[16];
+    (void)snprintf(text, sizeof(text), "%u", backoff_ms);
+    (void)setenv(BACKOFF_VARIABLE, text, 1);
+}
+
+static uint32_t backoff_of_life_before(void)
+{
+    const char *text = getenv(BACKOFF_VARIABLE);
+    unsigned long value = text != NULL ? strtoul(text, NULL, 10) : 0;
+    (void)unsetenv(BACKOFF_VARIABLE);
+    return (uint32_t)MIN(value, (unsigned long)ELECTION_BACKOFF_MS_MAX);
+}
+
 int control_plane_main(int argc, char **argv)
 {
     struct program program = {.data_lock_fd = -1, .run_lock_fd = -1};
@@ -535,6 +600,7 @@ int control_plane_main(int argc, char **argv)
         err = check_settings(&program.cp.settings, &level, &e);
     if (err == ERR_OK) {
         log_init("control-plane", level);
+        program.cp.backoff_ms = backoff_of_life_before();
         raise_descriptor_limit();
         (void)signal(SIGPIPE, SIG_IGN);
         err = start(&program, &e);
@@ -551,6 +617,7 @@ int control_plane_main(int argc, char **argv)
         char **arguments = mem_new_array((size_t)argc + 2, sizeof(*arguments));
         arguments[0] = (char *)"dirigent";
         memcpy(arguments + 1, argv, (size_t)argc * sizeof(*argv));
+        backoff_hand_on(program.cp.backoff_ms);
         (void)execv("/proc/self/exe", arguments);
     }
     return err == ERR_OK ? 0 : err_exit_code(err);

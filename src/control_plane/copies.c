@@ -61,6 +61,14 @@ static void offer(struct copies *c, uint32_t member, const char *digest)
     members_send(c->cp->members, member, &beat, NULL);
 }
 
+/* Again and again, since what is said to a member that is not connected is lost. */
+static void offer_all(struct copies *c, const struct copies_spread *s)
+{
+    for (uint32_t i = 0; i < members_count(c->cp->members); i++)
+        if ((s->kept_mask & 1u << i) == 0)
+            offer(c, i, s->digest);
+}
+
 void copies_spread(struct copies *c, const char *digest, struct copies_spread *s)
 {
     if (c->cp->members == NULL) {
@@ -75,9 +83,7 @@ void copies_spread(struct copies *c, const char *digest, struct copies_spread *s
     loop_timer_init(&s->timer, on_spread_timeout);
     loop_timer_start(c->cp->loop, &s->timer,
                      loop_now_ns(c->cp->loop) + COPIES_SPREAD_MS * NS_PER_MS);
-    for (uint32_t i = 0; i < members_count(c->cp->members); i++)
-        if (i != members_self(c->cp->members))
-            offer(c, i, digest);
+    offer_all(c, s);
 }
 
 void copies_spread_cancel(struct copies_spread *s)
@@ -239,6 +245,10 @@ static void on_look(struct loop_timer *timer)
     {
         if (!f->finishing && now_ns - f->heard_ns > SILENT_MS * NS_PER_MS)
             fetch_end(f);
+    }
+    list_for_each(s, &c->spreads, struct copies_spread, node)
+    {
+        offer_all(c, s);
     }
     for (struct function *f;
          c->cp->members != NULL && (f = registry_next(c->cp->registry, &cursor)) != NULL;) {

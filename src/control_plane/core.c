@@ -187,7 +187,7 @@ static void take(struct control *c, const struct control_event *e)
         worker_up(c, e);
         break;
     case EVENT_WORKER_CLOSED:
-        worker_closed(c, e->worker.worker_id);
+        worker_closed(c, e->worker.worker_id, e->worker.silent);
         break;
     case EVENT_WORKER_GOODBYE:
         goodbye(c, e->worker.worker_id);
@@ -211,7 +211,7 @@ static void take(struct control *c, const struct control_event *e)
         plane_up(c, e);
         break;
     case EVENT_DATA_PLANE_CLOSED:
-        plane_closed(c, e->data_plane.data_plane_id);
+        plane_closed(c, e->data_plane.data_plane_id, e->data_plane.silent);
         break;
     case EVENT_DEMAND:
         plane_demand(c, e);

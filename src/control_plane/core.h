@@ -169,6 +169,7 @@ struct control_event {
             size_t sandbox_count;
             const char (*code_digests)[72]; /* for locality */
             size_t code_digest_count;
+            bool silent; /* CLOSED: for too long, and not that it broke: it is dead */
         } worker; /* KNOWN, UP, CLOSED, GOODBYE; KNOWN needs id and name, CLOSED, GOODBYE and
                      REMOVED the id */
         struct {
@@ -184,6 +185,7 @@ struct control_event {
             const struct known_sandbox *known;
             size_t known_count;
             bool leases; /* it uses only what it is granted; else it is not counted */
+            bool silent; /* as with workers */
         } data_plane;    /* KNOWN, UP, CLOSED, REMOVED */
         struct {
             uint64_t data_plane_id;

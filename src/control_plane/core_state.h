@@ -192,7 +192,7 @@ void function_route_tell(struct control *c, struct core_function *f, uint64_t da
 /* workers.c */
 void worker_known(struct control *c, const struct control_event *e);
 void worker_up(struct control *c, const struct control_event *e);
-void worker_closed(struct control *c, uint64_t worker_id);
+void worker_closed(struct control *c, uint64_t worker_id, bool silent);
 void worker_end(struct control *c, struct core_worker *w);
 void worker_use(struct control *c, uint64_t worker_id, enum worker_use use);
 void worker_removed(struct control *c, uint64_t worker_id);
@@ -207,7 +207,7 @@ struct data_plane *plane_find(struct control *c, uint64_t id);
 void plane_removed(struct control *c, uint64_t id);
 void plane_known(struct control *c, uint64_t id);
 void plane_up(struct control *c, const struct control_event *e);
-void plane_closed(struct control *c, uint64_t id);
+void plane_closed(struct control *c, uint64_t id, bool silent);
 void plane_end(struct control *c, struct data_plane *p);
 void plane_demand(struct control *c, const struct control_event *e);
 void plane_returned(struct control *c, const struct control_event *e);

@@ -16,6 +16,8 @@ struct leadership {
     struct loop_timer timer;
     void (*on_lead)(struct control_plane *cp);
     bool synced, reached, closed;
+    uint64_t stored_epoch; /* the newest that the store has told, and who took it */
+    uint32_t stored_leader;
     uint64_t suspected_ns; /* since when, for the log; 0: not */
     uint64_t take_ns;
 };
@@ -52,7 +54,12 @@ static void carry_out(struct leadership *l, const struct election_order *o)
         lead(l, o->epoch);
         return;
     case ELECTION_STEP_DOWN:
-        shell_succeeded(l->cp, election_epoch(l->election), o->why);
+        l->cp->backoff_ms = election_backoff_ms(l->election);
+        shell_succeeded(l->cp, o->epoch, o->why);
+        return;
+    case ELECTION_FOLLOW:
+        log_info("control_plane.follows", LOG_U64("epoch", o->epoch),
+                 LOG_STR("leader", members_name(l->members, o->member)));
         return;
     }
     assert(false);
@@ -148,8 +155,10 @@ static void on_epoch(void *user, uint64_t epoch, const char *leader)
 {
     struct leadership *l = user;
     log_info("control_plane.epoch", LOG_U64("epoch", epoch), LOG_STR("leader", leader));
+    l->stored_epoch = epoch;
+    l->stored_leader = member_of(l, leader);
     if (l->synced)
-        STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = epoch, .member = member_of(l, leader));
+        STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = epoch, .member = l->stored_leader);
     else
         STEP(l, .kind = ELECTION_REFUSED, .epoch = epoch,
              .member = ELECTION_NOBODY); /* not yet in a position to lead */
@@ -162,8 +171,7 @@ static void on_synced(void *user)
     log_info("control_plane.stands_by", LOG_STR("name", l->cp->name),
              LOG_U64("functions", registry_count(l->cp->registry)),
              LOG_U64("epoch", election_epoch(l->election)));
-    STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = election_epoch(l->election),
-         .member = election_leader(l->election));
+    STEP(l, .kind = ELECTION_STORE_EPOCH, .epoch = l->stored_epoch, .member = l->stored_leader);
 }
 
 static void on_reached(void *user, bool reached, const char *why)
@@ -185,6 +193,8 @@ static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
         l->cp->epoch = epoch;
         l->cp->next_id = next_id;
         STEP(l, .kind = ELECTION_TAKEN, .epoch = epoch, .member = ELECTION_NOBODY);
+        STEP(l, .kind = ELECTION_CAUGHT_UP, .epoch = epoch,
+             .member = ELECTION_NOBODY); /* the store waits for it before it tells */
         return;
     }
     log_warn("control_plane.not_taken", LOG_STR("why", e->text));
@@ -211,6 +221,7 @@ enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct contr
     l->cp = cp;
     l->on_lead = on_lead;
     l->reached = true;
+    l->stored_leader = ELECTION_NOBODY;
     loop_timer_init(&l->timer, on_timer);
     if (cp->settings.peers[0] != '\0')
         err = members_new(cp, cp->name, cp->settings.peers, &callbacks, l, &l->members, e);
@@ -219,7 +230,11 @@ enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct contr
         count = members_count(l->members);
     }
     if (err == ERR_OK)
-        l->election = election_new(self, count, now_ms(l));
+        l->election = election_new(&(struct election_options){.self = self,
+                                                              .member_count = count,
+                                                              .backoff_ms = cp->backoff_ms},
+                                   now_ms(l));
+    cp->backoff_ms = 0;
     const struct store_follower follower = {l,          on_record, on_epoch, on_synced,
                                             on_reached, on_taken,  on_lost};
     cp->members = l->members;
@@ -286,6 +301,11 @@ bool leadership_member_next(const struct leadership *l, size_t *cursor, struct m
         .leads = is_self ? election_leads(l->election) : election_leader(l->election) == i,
     };
     return true;
+}
+
+bool leadership_is_synced(const struct leadership *l)
+{
+    return l->synced;
 }
 
 bool leadership_suspects(const struct leadership *l)

@@ -30,6 +30,7 @@ struct member_view {
     bool is_self, up, leads;
 };
 bool leadership_member_next(const struct leadership *l, size_t *cursor,
-                            struct member_view *ret); /* *cursor starts at 0 */
+                            struct member_view *ret);  /* *cursor starts at 0 */
+bool leadership_is_synced(const struct leadership *l); /* the copy of the store is whole */
 bool leadership_suspects(const struct leadership *l);
 bool leadership_store_reached(const struct leadership *l);

@@ -13,7 +13,7 @@
  * back from those who have them: ORDER_SLOTS_WANTED. Without a limit (c is 0), and for data planes
  * that know nothing of leases, each has all slots and nothing is counted.
  *
- * Why it is so: docs/decisions/0010-slots-are-leased.md. */
+ * Why it is so: docs/decisions/0011-slots-are-leased.md. */
 #pragma once
 #include "control_plane/core.h"
 

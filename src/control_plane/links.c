@@ -4,10 +4,13 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "control_plane/blobs.h"
+#include "control_plane/hello.h"
+#include "control_plane/joining.h"
 #include "control_plane/log_requests.h"
 #include "control_plane/members.h"
 #include "control_plane/outbox.h"
 #include "control_plane/registry.h"
+#include "control_plane/trust.h"
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -18,6 +21,7 @@
 #define HELLO_TIMEOUT_MS 5000u
 #define PENDING_BYTES_MAX ((size_t)MIB) /* bulk to a peer waits above it */
 #define SNAPSHOT_PART_COUNT 50000u      /* routes and endpoints in one frame */
+#define HELLO_BYTES_MAX (4u << 20)      /* of who has said nothing yet */
 #define FRAMES_BEFORE_UP_BYTES_MAX (1u << 20)
 #define HEARD_PERIOD_NS (200 * NS_PER_MS)
 
@@ -32,6 +36,7 @@ enum peer_state {
     PEER_NEW,
     PEER_STANDING, /* we do not lead; its name is known, no more */
     PEER_ASKED,    /* as new: its whole Hello was asked for */
+    PEER_JOINING,  /* has no certificate, and waits for one */
     PEER_MEMBER,   /* another control plane: members.h has it */
     PEER_STORING,
     PEER_UP,
@@ -53,7 +58,7 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct list node, plane_node; /* plane_node: in `planes`, a data plane while it is up */
     struct link *link;            /* NULL: closed */
     enum peer_state state;
-    bool is_worker, said_goodbye;
+    bool is_worker, said_goodbye, is_silent;
     struct known *known; /* when up */
     char ip[64], software[64];
     Dirigent__ToControlPlane *first; /* with the Hello, until up */
@@ -70,7 +75,8 @@ struct peer { /* one connection; freed when its link has closed and no write of 
                           or gave it slots there */
     struct list transfers;
     struct loop_timer pump;
-    struct worker_load load; /* worker */
+    struct worker_load load;      /* worker */
+    struct join_attempt *joining; /* NULL: none, or answered */
 };
 struct links {
     struct control_plane *cp;
@@ -417,25 +423,6 @@ static void order_route(struct peer *p, const struct control_order *order)
     m->scale_max = spec->scaling.scale_max;
 }
 
-/* "10.0.0.1:80", "[::1]:80" → the host without brackets. */
-static struct str host_of(const char *address)
-{
-    struct str s = str_of(address);
-    size_t end = s.bytes;
-    while (end > 0 && s.data[end - 1] != ':')
-        end--;
-    s.bytes = end > 0 ? end - 1 : 0;
-    if (s.bytes >= 2 && s.data[0] == '[' && s.data[s.bytes - 1] == ']')
-        s = (struct str){s.data + 1, s.bytes - 2};
-    return s;
-}
-
-static bool is_loopback(struct str ip)
-{
-    return str_has_prefix(ip, STR("127.")) || str_equal(ip, STR("::1")) ||
-           str_equal(ip, STR("localhost"));
-}
-
 /* Then the sandbox's own address is reachable from the data plane. */
 static bool same_host(const struct peer *data_plane, const struct known *worker)
 {
@@ -444,8 +431,8 @@ static bool same_host(const struct peer *data_plane, const struct known *worker)
     if (worker->peer != NULL && str_equal(ip, str_of(worker->peer->ip)))
         return true;
     return str_equal(ip, worker_address) ||
-           str_equal(host_of(data_plane->known->record.address), worker_address) ||
-           (is_loopback(worker_address) && is_loopback(ip));
+           str_equal(address_host(data_plane->known->record.address), worker_address) ||
+           (address_is_loopback(worker_address) && address_is_loopback(ip));
 }
 
 static uint32_t place_us_of(const struct links *l, uint64_t sandbox_id)
@@ -872,19 +859,6 @@ static void refuse(struct peer *p, const char *why)
     link_close(p->link, ERR_PROTOCOL, why);
 }
 
-static bool is_peer_name(const char *name)
-{
-    size_t bytes = strlen(name);
-    size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._");
-    return bytes > 0 && bytes <= PEER_NAME_BYTES_MAX && good == bytes;
-}
-
-static bool is_address_text(const char *text)
-{
-    return strlen(text) < sizeof(((struct peer_record *)0)->address) &&
-           strspn(text, "0123456789abcdefABCDEFlohst.:[]%") == strlen(text);
-}
-
 static bool is_full(const struct links *l, const Dirigent__Hello *h)
 {
     unsigned others = 0;
@@ -898,27 +872,45 @@ static bool is_full(const struct links *l, const Dirigent__Hello *h)
     return others >= DATA_PLANES_MAX;
 }
 
-/* NULL: welcome. Else why not. */
-static const char *objection(const struct links *l, const Dirigent__Hello *h)
+static enum err check_hello(const struct peer *p, const Dirigent__Hello *h, struct error *e)
 {
-    const char *cluster = l->cp->settings.cluster_name;
-    if (h->protocol_min > PROTOCOL_VERSION_MAX || h->protocol_max < PROTOCOL_VERSION_MIN)
-        return "the protocol versions do not overlap: run versions that are nearer to each other";
-    if (h->cluster[0] != '\0' && cluster[0] != '\0' && strcmp(h->cluster, cluster) != 0)
-        return "it belongs to another cluster";
-    if (h->role == DIRIGENT__ROLE__ROLE_CONTROL_PLANE)
-        return l->cp->members != NULL ? NULL
-                                      : "this control plane was told of no other one (--peers)";
-    if (h->role != DIRIGENT__ROLE__ROLE_WORKER && h->role != DIRIGENT__ROLE__ROLE_DATA_PLANE)
-        return "its role is neither worker nor data plane";
-    if (!is_peer_name(h->name))
-        return "its name is empty, too long, or has other characters than letters, digits, '-', "
-               "'.', '_'";
-    if (!is_address_text(h->address) || !is_address_text(h->listen_address))
-        return "its address is no address";
-    if (is_full(l, h))
-        return "as many data planes as can be served are connected already";
-    return NULL;
+    const struct control_plane *cp = p->links->cp;
+    enum err err = hello_check(h,
+                               &(struct hello_rules){.cluster = cp->settings.cluster_name,
+                                                     .secured = trust_is_on(cp->trust),
+                                                     .peer = link_peer(p->link),
+                                                     .ip = p->ip,
+                                                     .any_address = cp->settings.any_worker_address,
+                                                     .has_members = cp->members != NULL},
+                               e);
+    if (err == ERR_OK && is_full(p->links, h))
+        return error_set(e, ERR_BUSY, "as many data planes as can be served are connected already");
+    return err;
+}
+
+/* In the middle of a rotation, whoever was away hears of it. */
+static void send_roots(struct peer *p)
+{
+    const struct authority_bundle *bundle = trust_bundle(p->links->cp->trust);
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    Dirigent__Roots roots = DIRIGENT__ROOTS__INIT;
+    cleanup(buf_done) struct buf pem = {0};
+    authority_bundle_roots(bundle, &pem);
+    buf_append(&pem, "", 1);
+    roots.pem = pem.data;
+    roots.renew = bundle->signer > 0;
+    m.epoch = p->links->cp->epoch;
+    m.roots = &roots;
+    link_send(p->link, &m.base);
+}
+
+void links_tell_roots(struct links *l)
+{
+    list_for_each(p, &l->peers, struct peer, node)
+    {
+        if (p->state == PEER_UP && link_peer(p->link) != NULL)
+            send_roots(p);
+    }
 }
 
 static void welcome(struct peer *p)
@@ -933,7 +925,9 @@ static void welcome(struct peer *p)
     m->cluster = arena_text(&p->outbox.arena, cp->settings.cluster_name);
     p->outbox.welcome = m;
     send_now(p); /* before any order that its arrival brings */
-    link_set_timers(p->link, m->heartbeat_ms, dead_after_ms + m->heartbeat_ms);
+    link_set_timers(p->link, dead_after_ms / 2, dead_after_ms); /* ours are many: half as often */
+    if (link_peer(p->link) != NULL && trust_bundle(cp->trust)->count > 1)
+        send_roots(p);
 }
 
 static void tell_worker_up(struct peer *p)
@@ -987,6 +981,10 @@ static void tell_closed(struct peer *p)
         event.worker.worker_id = p->known->record.id;
     else
         event.data_plane.data_plane_id = p->known->record.id;
+    if (p->is_worker)
+        event.worker.silent = p->is_silent;
+    else
+        event.data_plane.silent = p->is_silent;
     if (!p->said_goodbye)
         shell_step(p->links->cp, &event);
 }
@@ -1121,7 +1119,7 @@ static void stand(struct peer *p)
     m.standby = &standby;
     p->state = PEER_STANDING;
     link_send(p->link, &m.base);
-    link_set_timers(p->link, standby.heartbeat_ms, dead_after_ms + standby.heartbeat_ms);
+    link_set_timers(p->link, dead_after_ms / 2, 2 * dead_after_ms);
 }
 
 static void ask_hello(struct peer *p)
@@ -1148,7 +1146,10 @@ static void take_whole_hello(struct peer *p, Dirigent__ToControlPlane *m);
 static void take_hello(struct peer *p, Dirigent__ToControlPlane *m)
 {
     struct links *l = p->links;
-    const char *why = objection(l, m->hello);
+    struct error e = {0};
+    const char *why = check_hello(p, m->hello, &e) != ERR_OK ? e.text : NULL;
+    if (why == NULL)
+        link_set_frame_max(p->link, FRAME_BYTES_MAX);
     if (why == NULL && is_being_stored(l, m->hello))
         why = "another connection with its name is being registered: try again";
     if (why == NULL && l->cp->leads && m->hello->role != DIRIGENT__ROLE__ROLE_CONTROL_PLANE &&
@@ -1287,6 +1288,35 @@ static void keep_early(struct peer *p, const uint8_t *data, size_t bytes)
     buf_append(&p->early, data, bytes);
 }
 
+/* ---- certificates ---- */
+
+static void on_certificate(void *user, const Dirigent__Certificate *answer)
+{
+    struct peer *p = user;
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    p->joining = NULL;
+    m.epoch = shell_epoch_seen(p->links->cp);
+    m.certificate = (Dirigent__Certificate *)answer;
+    link_send(p->link, &m.base);
+}
+
+static void take_join(struct peer *p, const Dirigent__JoinRequest *m)
+{
+    struct links *l = p->links;
+    bool is_worker = m->role == DIRIGENT__ROLE__ROLE_WORKER;
+    p->state = PEER_JOINING; /* closed by its side, or by time */
+    p->joining = joining_ask(l->cp->joining, p->ip, m, known_find(l, is_worker, m->name) != NULL,
+                             on_certificate, p);
+}
+
+/* Whoever was removed gets no new one. */
+static void take_renew(struct peer *p, const Dirigent__RenewRequest *m)
+{
+    const struct subject *peer = link_peer(p->link);
+    if (peer != NULL && p->known != NULL)
+        joining_renew(p->links->cp->joining, peer, m, on_certificate, p);
+}
+
 static const char no_message[] = "it sent something that is no message of the protocol";
 
 static void take_first_frame(struct peer *p, const uint8_t *data, size_t bytes)
@@ -1296,9 +1326,28 @@ static void take_first_frame(struct peer *p, const uint8_t *data, size_t bytes)
         take_hello(p, m); /* takes it: it lives until the peer is up */
         return;
     }
+    if (m != NULL && m->join != NULL && trust_is_on(p->links->cp->trust)) {
+        take_join(p, m->join);
+        dirigent__to_control_plane__free_unpacked(m, NULL);
+        return;
+    }
     if (m != NULL)
         dirigent__to_control_plane__free_unpacked(m, NULL);
     link_close(p->link, ERR_PROTOCOL, no_message);
+}
+
+static void take_checked(struct peer *p, Dirigent__ToControlPlane *m)
+{
+    struct error e = {0};
+    if (message_check(p->is_worker, m, &e) != ERR_OK) {
+        log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("name", p->known->record.name),
+                 LOG_STR("why", e.text));
+        link_close(p->link, ERR_PROTOCOL, e.text);
+        return;
+    }
+    if (m->renew != NULL)
+        take_renew(p, m->renew);
+    take_message(p, m);
 }
 
 static void *received_take(void *user, size_t bytes)
@@ -1336,7 +1385,7 @@ static void on_frame(struct link *link, void *user, const uint8_t *data, size_t 
     } else if (m->stale_epoch > p->links->cp->epoch)
         shell_refused(p->links->cp, m->stale_epoch);
     else if (p->state == PEER_UP)
-        take_message(p, m);
+        take_checked(p, m);
     arena_reset(arena);
 }
 
@@ -1364,15 +1413,36 @@ static void on_closed(struct link *link, void *user, enum err err, const char *w
 {
     struct peer *p = user;
     p->link = NULL;
+    joining_cancel(p->joining);
+    if (p->known == NULL && p->state == PEER_NEW && err != ERR_CLOSED && err != ERR_BUSY)
+        log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("why", why));
     if (p->known != NULL)
         log_info(p->is_worker ? "worker.closed" : "data_plane.closed",
                  LOG_STR("name", p->known->record.name), LOG_STR("why", why));
+    p->is_silent = err == ERR_TIMEOUT;
     if (p->state == PEER_UP)
         take_down(p);
     else if (p->state == PEER_MEMBER)
         members_closed(p->links->cp->members, link, err);
     p->state = PEER_CLOSING;
     peer_free_when_done(p);
+}
+
+/* Who does not speak TLS is told why in words that it reads. */
+static void secure(struct peer *p)
+{
+    Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
+    Dirigent__Welcome welcome = DIRIGENT__WELCOME__INIT;
+    struct trust *trust = p->links->cp->trust;
+    struct error e = {0};
+    if (!trust_is_on(trust))
+        return;
+    welcome.refused = (char *)"this cluster speaks TLS: join it first, with a token that `dirigent "
+                              "token create` makes";
+    m.welcome = &welcome;
+    m.epoch = shell_epoch_seen(p->links->cp);
+    if (link_secure(p->link, trust_tls(trust), true, &m.base, &e) != ERR_OK)
+        log_debug("peer.too_early", LOG_STR("peer", p->ip), LOG_STR("why", e.text));
 }
 
 static void on_accept(struct loop_listener *listener, int fd, const struct sockaddr_storage *peer)
@@ -1393,10 +1463,12 @@ static void on_accept(struct loop_listener *listener, int fd, const struct socka
         return;
     }
     link_peer_address(p->link, address, sizeof(address));
-    struct str ip = host_of(address);
+    struct str ip = address_host(address);
     snprintf(p->ip, sizeof(p->ip), "%.*s", STR_ARG(ip));
     list_push_back(&l->peers, &p->node);
+    link_set_frame_max(p->link, HELLO_BYTES_MAX);
     link_set_timers(p->link, 0, HELLO_TIMEOUT_MS);
+    secure(p);
 }
 
 /* Heartbeats are seen by links only: this tells the core who is alive. */
@@ -1600,7 +1672,7 @@ uint32_t links_sandbox_in_flight(const struct links *l, uint64_t sandbox_id)
 void links_public_address(const struct peer_view *v, char *ret_text, size_t bytes)
 {
     const char *address = v->record->address;
-    struct str host = host_of(address);
+    struct str host = address_host(address);
     bool wildcard =
         host.bytes == 0 || str_equal(host, STR("0.0.0.0")) || str_equal(host, STR("::"));
     const char *port = strrchr(address, ':');

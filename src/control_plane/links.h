@@ -20,6 +20,8 @@ void links_tell_core(struct links *l);
 must_check enum err links_listen(struct links *l, struct error *e);
 /* We lead from now on (cp->leads): asks all who wait for their Hello. */
 void links_lead(struct links *l);
+/* The authorities changed: tells all who are up. */
+void links_tell_roots(struct links *l);
 const char *links_address(const struct links *l);
 /* Forgets what belongs to sandboxes that are gone. Now and then. */
 void links_tidy(struct links *l);

@@ -1,6 +1,8 @@
 /* members.c - beats out, beats in. */
 #include "control_plane/members.h"
 #include "base/log.h"
+#include "control_plane/hello.h"
+#include "control_plane/trust.h"
 #include "wire/link.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,14 +204,43 @@ const char *members_accept(struct members *m, const Dirigent__Hello *hello, stru
     return NULL;
 }
 
+/* One that listens on all addresses is reached where it comes from. */
+static void take_api_address(struct member *p, const char *address)
+{
+    char from[64];
+    struct str host = address_host(address);
+    const char *port = strrchr(address, ':');
+    link_peer_address(p->in, from, sizeof(from));
+    struct str own = address_host(from);
+    bool wildcard = str_equal(host, STR("0.0.0.0")) || str_equal(host, STR("::"));
+    bool is_v6 = memchr(own.data, ':', own.bytes) != NULL;
+    if (wildcard && port != NULL)
+        (void)snprintf(p->api_address, sizeof(p->api_address), is_v6 ? "[%.*s]%s" : "%.*s%s",
+                       STR_ARG(own), port);
+    else
+        (void)snprintf(p->api_address, sizeof(p->api_address), "%s", address);
+}
+
+bool members_come_from(const struct members *m, const char *address)
+{
+    char from[64];
+    for (uint32_t i = 0; i < m->count; i++) {
+        if (m->items[i].in == NULL)
+            continue;
+        link_peer_address(m->items[i].in, from, sizeof(from));
+        if (str_equal(address_host(from), address_host(address)))
+            return true;
+    }
+    return false;
+}
+
 void members_message(struct members *m, struct link *link, const Dirigent__ToControlPlane *message)
 {
     struct member *p = of_link(m, link);
     const Dirigent__MemberBeat *beat = message->member;
     if (p == NULL || beat == NULL)
         return;
-    if (strcmp(p->api_address, beat->api_address) != 0)
-        (void)snprintf(p->api_address, sizeof(p->api_address), "%s", beat->api_address);
+    take_api_address(p, beat->api_address);
     m->callbacks.on_beat(m->user, index_of(p), beat);
 }
 
@@ -278,8 +309,8 @@ static enum err dial_all(struct members *m, struct error *e)
     enum err err = ERR_OK;
     for (uint32_t i = 0; i < m->count && err == ERR_OK; i++)
         if (i != m->self)
-            err = dialler_new(m->cp->loop, m->items[i].name, &callbacks, &m->items[i],
-                              &m->items[i].dialler, e);
+            err = dialler_new(m->cp->loop, m->items[i].name, trust_tls(m->cp->trust), &callbacks,
+                              &m->items[i], &m->items[i].dialler, e);
     return err;
 }
 

@@ -33,7 +33,9 @@ void members_free(struct members *m);  /* closed, or never started; NULL does no
 uint32_t members_count(const struct members *m); /* with ourselves */
 uint32_t members_self(const struct members *m);
 const char *members_name(const struct members *m, uint32_t member);
-bool members_is_up(const struct members *m, uint32_t member);              /* heard, or ourselves */
+bool members_is_up(const struct members *m, uint32_t member); /* heard, or ourselves */
+/* Whether a member that is up comes from there: "10.0.0.1:41234", its port does not matter. */
+bool members_come_from(const struct members *m, const char *address);
 const char *members_api_address(const struct members *m, uint32_t member); /* "" when not known */
 
 /* What every beat says from now on; told at once too. */

@@ -81,7 +81,7 @@ void plane_removed(struct control *c, uint64_t id)
     struct data_plane *p = plane_find(c, id);
     if (p == NULL)
         return;
-    plane_closed(c, id);
+    plane_closed(c, id, false);
     awaited_end(c, p);
     plane_end(c, p);
     map_done(&p->loads);
@@ -177,7 +177,7 @@ static void absence_end(struct control *c, struct data_plane *p)
 
 void plane_up(struct control *c, const struct control_event *e)
 {
-    plane_closed(c, e->data_plane.data_plane_id); /* a new connection replaces the old */
+    plane_closed(c, e->data_plane.data_plane_id, false); /* a new connection replaces the old */
     struct data_plane *p = plane_get(c, e->data_plane.data_plane_id);
     if (p == NULL)
         return;
@@ -242,7 +242,7 @@ void plane_end(struct control *c, struct data_plane *p)
 
 /* A connection that broke takes no request away: for a while it may come back and say what it has.
  */
-void plane_closed(struct control *c, uint64_t id)
+void plane_closed(struct control *c, uint64_t id, bool silent)
 {
     struct data_plane *p = plane_find(c, id);
     if (p == NULL || !p->alive)
@@ -252,8 +252,8 @@ void plane_closed(struct control *c, uint64_t id)
     demand_forget(c, plane_index(c, p));
     loads_forget(c, p);
     c->away_mask |= plane_bit(c, p);
-    if (c->now_ms - p->heard_ms >= c->options.peer_dead_after_ms)
-        plane_end(c, p); /* it was silent: no connection that only broke */
+    if (silent)
+        plane_end(c, p); /* no connection that only broke */
     else
         due_at(c, &p->due, c->now_ms + c->options.reconnect_grace_ms);
 }

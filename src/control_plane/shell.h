@@ -25,6 +25,8 @@ struct leadership;
 struct blobs;
 struct copies;
 struct api_keys;
+struct trust;
+struct joining;
 struct log_requests;
 struct persisted;
 struct api;
@@ -51,9 +53,12 @@ struct control_plane {
     struct leadership *leadership; /* NULL: the embedded store, and no other */
     const char *name;              /* of this control plane among the others */
     bool again;                    /* after the end: start anew, to stand by */
+    uint32_t backoff_ms;           /* the election's, from the life before and for the next one */
     struct blobs *blobs;
     struct copies *copies;
     struct api_keys *api_keys;
+    struct trust *trust;
+    struct joining *joining;
     struct log_requests *logs;
     struct persisted *persisted;
     struct api *api;

@@ -203,14 +203,13 @@ void worker_end(struct control *c, struct core_worker *w)
     }
 }
 
-void worker_closed(struct control *c, uint64_t worker_id)
+void worker_closed(struct control *c, uint64_t worker_id, bool silent)
 {
     struct core_worker *w = map_get(&c->workers, worker_id);
     if (w == NULL || w->state != WORKER_ALIVE)
         return;
-    if (c->now_ms - w->heard_ms >= c->options.peer_dead_after_ms ||
-        c->options.reconnect_grace_ms == 0) {
-        worker_end(c, w); /* it was silent: no daemon that restarts */
+    if (silent || c->options.reconnect_grace_ms == 0) {
+        worker_end(c, w); /* no daemon that restarts */
         return;
     }
     state_set(c, w, WORKER_SUSPECTED);

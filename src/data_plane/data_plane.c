@@ -40,6 +40,7 @@ struct data_plane {
     int *listen_fds;
     char listen_address[64]; /* the one bound, after asking for port 0 */
     char name[64];
+    struct credentials *credentials;
     char *data_path, *run_path;
     int data_lock_fd, run_lock_fd;
 };
@@ -65,12 +66,17 @@ static enum err check_settings(struct data_plane *dp, enum log_level *ret_level,
                        "--log-level must be debug, info, warn or error, and is '%s'", s->log_level);
 }
 
-/* Host and port: the same after a restart, another for a second data plane on this host. */
+/* As it joined, else host and port: the same after a restart, another for a second data plane on
+ * this host. */
 static void find_name(struct data_plane *dp)
 {
     char host[48] = "data-plane";
     if (dp->settings.name[0] != '\0') {
         snprintf(dp->name, sizeof(dp->name), "%s", dp->settings.name);
+        return;
+    }
+    if (credentials_tls(dp->credentials) != NULL) {
+        snprintf(dp->name, sizeof(dp->name), "%s", credentials_name(dp->credentials));
         return;
     }
     if (gethostname(host, sizeof(host) - 1) < 0 || host[0] == '\0')
@@ -187,13 +193,21 @@ static enum err start(struct data_plane *dp, struct error *e)
         err = privileges_drop(uid, gid, e);
     if (err == ERR_OK)
         err = start_loop(dp, e);
+    struct credentials_options credentials = {.loop = dp->loop,
+                                              .tls = dp->settings.tls,
+                                              .data_path = dp->data_path,
+                                              .addresses = dp->settings.control_plane,
+                                              .role = NODE_DATA_PLANE,
+                                              .name = dp->settings.name};
+    if (err == ERR_OK)
+        err = credentials_new(&credentials, &dp->credentials, e);
     if (err == ERR_OK)
         err = make_threads(dp, e);
     if (err != ERR_OK)
         return err;
     find_name(dp);
     struct router_options options = {.shared = &dp->shared,
-                                     .control_plane = dp->settings.control_plane,
+                                     .credentials = dp->credentials,
                                      .name = dp->name,
                                      .cluster_name = dp->settings.cluster_name,
                                      .listen_address = dp->listen_address,
@@ -220,6 +234,7 @@ static void stop(struct data_plane *dp)
     for (uint32_t i = 0; i < dp->threads_made; i++)
         thread_free(dp->shared.threads[i]);
     router_free(dp->router);
+    credentials_free(dp->credentials);
     if (dp->loop != NULL) {
         loop_signals_stop(&dp->signals);
         loop_free(dp->loop);

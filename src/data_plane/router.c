@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define REPORT_PERIOD_NS (HEARTBEAT_PERIOD_MS * NS_PER_MS)
+#define REPORT_PERIOD_NS (DEMAND_REPORT_PERIOD_MS * NS_PER_MS)
 #define REPORT_PAUSE_NS (10 * NS_PER_MS) /* at least, between two messages */
 #define READMIT_NS NS_PER_S
 #define ALONE_NS (500 * NS_PER_MS) /* a control plane that has not come by then is away */
@@ -1191,7 +1191,8 @@ enum err router_new(const struct router_options *options, struct router **ret_ro
     c->flush.on_turn_end = on_flush;
     loop_timer_init(&c->report, on_report);
     loop_timer_init(&c->keep, on_keep);
-    enum err err = replicas_new(c->loop, options->control_plane, &callbacks, c, &c->replicas, e);
+    enum err err = replicas_new(c->loop, credentials_addresses(options->credentials),
+                                options->credentials, &callbacks, c, &c->replicas, e);
     if (err != ERR_OK) {
         free(c);
         return err;

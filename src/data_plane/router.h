@@ -6,12 +6,13 @@
  * deadline. A data plane that starts then serves what its snapshot says (snapshot.h). */
 #pragma once
 #include "data_plane/thread.h"
+#include "wire/credentials.h"
 
 struct router; /* opaque */
 
 struct router_options {
-    struct thread_shared *shared; /* threads made, not yet started */
-    const char *control_plane;    /* address */
+    struct thread_shared *shared;    /* threads made, not yet started */
+    struct credentials *credentials; /* outlives it */
     const char *name, *cluster_name, *listen_address;
     const char *data_path; /* where its snapshot is kept */
     void *user;

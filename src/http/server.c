@@ -40,6 +40,7 @@ struct connection {
     struct buf in; /* bytes of the next head or of a body that is not taken yet */
     size_t scanned;
     enum connection_state state;
+    struct sockaddr_storage peer;
     bool keep_alive, peer_ended, in_process, in_body, in_head, is_local;
     size_t left_seen; /* what the client had not taken of its answers when the timer was set */
     struct http_exchange exchange;
@@ -613,12 +614,17 @@ bool http_exchange_is_local(const struct http_exchange *x)
     return connection_of(x)->is_local;
 }
 
+void http_exchange_peer(const struct http_exchange *x, char *ret_text, size_t bytes)
+{
+    address_format((const struct sockaddr *)&connection_of(x)->peer, ret_text, bytes);
+}
+
 static void on_accept(struct loop_listener *listener, int fd, const struct sockaddr_storage *peer)
 {
     struct http_server *server = container_of(listener, struct http_server, listener);
     struct error e = {0};
     if (server->callbacks->on_connection != NULL &&
-        server->callbacks->on_connection(fd, server->user))
+        server->callbacks->on_connection(fd, is_loopback(peer), server->user))
         return;
     if (server->connection_count >= CONNECTIONS_MAX) {
         fd_close(&fd);
@@ -629,6 +635,7 @@ static void on_accept(struct loop_listener *listener, int fd, const struct socka
     c->keep_alive = true;
     c->exchange.answered = true;
     c->is_local = is_loopback(peer);
+    c->peer = *peer;
     loop_timer_init(&c->timer, on_timer);
     if (loop_stream_init(server->loop, &c->stream, &stream_callbacks, fd, &e) != ERR_OK) {
         fd_close(&fd);

@@ -23,7 +23,7 @@ struct http_server_callbacks {
     void (*on_request)(struct http_exchange *x, void *user);
     /* May be NULL. A connection has come; true: the callee has taken it over, with its descriptor.
      */
-    bool (*on_connection)(int fd, void *user);
+    bool (*on_connection)(int fd, bool is_local, void *user);
 };
 must_check enum err http_server_new(struct loop *loop, const char *listen_address,
                                     const struct http_server_callbacks *callbacks, void *user,
@@ -44,6 +44,8 @@ void http_server_set_times(struct http_server *s, const struct http_server_times
 
 /* Whether the client is on this host, by the loopback interface. */
 bool http_exchange_is_local(const struct http_exchange *x);
+/* "10.0.0.1:41234", "[::1]:41234". 64 bytes are enough. */
+void http_exchange_peer(const struct http_exchange *x, char *ret_text, size_t bytes);
 const struct http_request *
 http_exchange_request(const struct http_exchange *x); /* valid until answered */
 void http_exchange_set_user(struct http_exchange *x, void *user,

@@ -184,8 +184,8 @@ static void filter_install(const struct launcher *l, int fd)
 
 static _Noreturn void nursery_run(const struct launcher *l, int fd)
 {
-    int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1],
-                  l->shared.cgroups.dirs[2], l->shared.cgroups.dirs[3]};
+    int keep[1 + CGROUP_DIRS_MAX] = {fd};
+    memcpy(keep + 1, l->shared.cgroups.dirs, sizeof(l->shared.cgroups.dirs));
     helper_begin("dirigent-nurse");
     keep_only(keep, ARRAY_COUNT(keep));
     limits_set();
@@ -328,8 +328,8 @@ bool helpers_anchor(struct launcher *l, struct slot *s)
 
 static _Noreturn void builder_run(const struct launcher *l, int fd)
 {
-    int keep[] = {fd, l->shared.cgroups.dirs[0], l->shared.cgroups.dirs[1],
-                  l->shared.cgroups.dirs[2], l->shared.cgroups.dirs[3]};
+    int keep[1 + CGROUP_DIRS_MAX] = {fd};
+    memcpy(keep + 1, l->shared.cgroups.dirs, sizeof(l->shared.cgroups.dirs));
     helper_begin("dirigent-build");
     keep_only(keep, ARRAY_COUNT(keep));
     socket_block(fd);

@@ -17,6 +17,7 @@
 
 #define OUTGOING_BYTES_MAX (64 * MIB)
 #define SHUTDOWN_MS 15000u
+#define NEIGHBOUR_PATIENCE_MS 2000u
 
 /* ---- to the worker ---- */
 
@@ -207,6 +208,16 @@ static bool start_cancel(struct launcher *l, uint64_t sandbox_id)
     return false;
 }
 
+/* Of one that is not here, or no more: whoever asks for its end must not wait for it for ever. */
+static void start_cancel_or_tell(struct launcher *l, uint64_t sandbox_id)
+{
+    if (start_cancel(l, sandbox_id))
+        return;
+    struct launcher_event event = {
+        .kind = LAUNCHER_EXITED, .sandbox_id = sandbox_id, .wait_status = SIGKILL};
+    launcher_event_send(l, &event);
+}
+
 static void shutdown_begin(struct launcher *l);
 
 /* Returns false when the packet is not sound: the connection is closed then. */
@@ -246,13 +257,13 @@ static bool command_take(struct launcher *l, const struct launcher_command *c, s
         if (s != NULL)
             sandbox_signal(s, c->signo);
         else
-            (void)start_cancel(l, c->sandbox_id);
+            start_cancel_or_tell(l, c->sandbox_id);
         return true;
     case LAUNCHER_KILL:
         if (s != NULL)
             sandbox_kill(s);
         else
-            (void)start_cancel(l, c->sandbox_id);
+            start_cancel_or_tell(l, c->sandbox_id);
         return true;
     case LAUNCHER_SHUTDOWN:
         shutdown_begin(l);
@@ -366,9 +377,16 @@ static void everything_remove(struct launcher *l)
     }
     (void)kill(l->nursery_pid, SIGKILL);
     (void)kill(l->builder_pid, SIGKILL);
+    /* A network namespace that the builder sent and nobody has taken lives as long as its message.
+     */
+    loop_poll_stop(&l->nursery_poll);
+    loop_poll_stop(&l->builder_poll);
+    fd_close(&l->nursery_fd);
+    fd_close(&l->builder_fd);
     for (uint32_t i = 0; i < l->config.slots_max; i++) {
         helpers_anchor_end(&l->slots[i]);
         fd_close(&l->slots[i].netns_fd);
+        cgroup_peak_done(&l->slots[i].memory_peak);
     }
     size_t cursor = 0;
     for (struct template *t; (t = map_next(&l->templates, &cursor)) != NULL;) {
@@ -447,18 +465,22 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
         files.rlim_cur = files.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &files);
     }
-    (void)snprintf(group, sizeof(group), "dirigent-%s", c->instance);
-    enum err err = cgroup_tree_open(group, c->cgroup_version, &l->shared.cgroups, e);
-    if (err != ERR_OK)
-        return err;
     l->network = (struct network_config){
         .pool_ip = c->pool_ip, .slots_max = c->slots_max, .host_port_base = c->host_port_base};
     (void)snprintf(l->network.instance, sizeof(l->network.instance), "%.8s", c->instance);
+    enum err err = network_neighbours_check(&l->network, NEIGHBOUR_PATIENCE_MS, e);
+    (void)snprintf(group, sizeof(group), "dirigent-%s", c->instance);
+    if (err == ERR_OK)
+        err = cgroup_tree_open(group, c->cgroup_version, &l->shared.cgroups, e);
+    if (err != ERR_OK)
+        return err;
     for (int i = 0; i < 2000 && network_interfaces_left(&l->network) > 0; i++)
         (void)usleep(5000); /* of a launcher that was killed: the kernel is at it */
     err = network_host_open(&l->network, &l->forward_was_off, e);
-    if (err != ERR_OK)
+    if (err != ERR_OK) {
+        cgroup_tree_remove(&l->shared.cgroups); /* ours: we hold it */
         return err;
+    }
     if (getrandom(&l->shared.secret, sizeof(l->shared.secret), 0) !=
         (ssize_t)sizeof(l->shared.secret))
         return error_errno(e, "get random bytes");
@@ -477,6 +499,7 @@ static enum err start(struct launcher *l, int *ret_lock_fd, struct error *e)
                                     .control_fd = -1,
                                     .pidfd = -1,
                                     .anchor_fd = -1,
+                                    .memory_peak = {.fd = -1},
                                     .probe_poll = {.fd = -1}};
     static const int signals[] = {SIGTERM};
     l->signals.on_signal = on_signal;

@@ -82,7 +82,8 @@ struct launcher_event {
     uint32_t create_us, exec_us, listen_us; /* since the START command arrived */
     int32_t wait_status;                    /* EXITED: of the function's process, as wait(2) */
     int32_t exec_errno;
-    uint64_t memory_peak_bytes, cpu_us;
+    uint64_t memory_peak_bytes; /* EXITED: 0 when not known */
+    uint64_t cpu_us;
     uint64_t started_at_ms; /* wall clock */
     uint32_t blanks_ready, slots_free;
     int32_t cgroup_version; /* CONFIG_OK: 1 or 2; 0: none (then nothing can be started) */

@@ -22,8 +22,9 @@
 #define TWO_SLICES_MILLI 100u
 #define QUICK_START_US 5000u
 #define REST_MS 50u
-#define REFILL_DELAY_US 1500u /* a start that has just been ordered has the processors for itself \
-                               */
+#define REFILL_DELAY_US                                                       \
+    1500u /* a start that has just been ordered has the processors for itself \
+           */
 
 static void slot_ready(struct slot *s);
 static void quarantine(struct slot *s);
@@ -195,12 +196,11 @@ static void on_reaped(struct slot *s)
     uint64_t oom_kills =
         cgroup_slot_oom_kills(&l->shared.cgroups, s->index); /* since the cgroup was made */
     if (was_sandbox) {
-        uint64_t peak = cgroup_slot_memory_peak(&l->shared.cgroups, s->index);
         launcher_slot_event(s, s->failed ? LAUNCHER_START_FAILED : LAUNCHER_EXITED, &event);
         event.wait_status = s->has_status ? s->wait_status : SIGKILL;
         event.oom = oom_kills > s->oom_kills;
         event.memory_peak_bytes =
-            peak > s->memory_peak ? peak : 0; /* else it is of an earlier use */
+            cgroup_slot_memory_peak(&l->shared.cgroups, s->index, &s->memory_peak);
         launcher_event_send(l, &event);
         (void)map_remove(&l->sandboxes, s->sandbox_id);
         l->running--;
@@ -209,9 +209,7 @@ static void on_reaped(struct slot *s)
     }
     s->oom_kills = oom_kills;
     descriptors_close(s);
-    cgroup_slot_reset(&l->shared.cgroups, s->index);
-    s->memory_peak =
-        l->shared.cgroups.version == 2 ? cgroup_slot_memory_peak(&l->shared.cgroups, s->index) : 0;
+    cgroup_slot_reset(&l->shared.cgroups, s->index, &s->memory_peak);
     if (!s->outward) {
         struct error e = {0};
         s->outward = network_slot_outward(&l->network, s->netns_fd, true, &e) == ERR_OK;

@@ -55,7 +55,7 @@ struct slot {
     struct cgroup_limits limits; /* as they are written now */
     bool outward;                /* its default route is there */
     uint64_t oom_kills;          /* counted before this use */
-    uint64_t memory_peak;        /* of earlier uses: version 2 of cgroups cannot clear it */
+    struct cgroup_peak memory_peak;
     /* while RUNNING or DYING */
     uint64_t sandbox_id, order_ns, started_at_ms;
     struct template *template;

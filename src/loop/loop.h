@@ -177,6 +177,8 @@ static inline size_t loop_stream_pending(const struct loop_stream *s)
 {
     return s->pending_bytes - s->pending_offset;
 }
+/* Whether bytes, or the end, wait in the kernel. */
+bool loop_stream_has_unread(const struct loop_stream *s);
 void loop_stream_pause(struct loop_stream *s);
 void loop_stream_resume(struct loop_stream *s);
 /* Half-close our direction after what is pending has gone. */

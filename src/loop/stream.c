@@ -327,6 +327,12 @@ void loop_stream_close(struct loop_stream *s)
     list_push_back(&s->loop->closed, &s->ready_node);
 }
 
+bool loop_stream_has_unread(const struct loop_stream *s)
+{
+    char byte;
+    return recv(s->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0;
+}
+
 int loop_stream_release(struct loop_stream *s)
 {
     assert(!s->closing);

@@ -14,8 +14,11 @@
 
 #define LEFTOVER_BYTES_MAX MIB
 
-static const char *const controllers[] = {"memory", "cpu", "pids", "devices"};
-enum { MEMORY, CPU, PIDS, DEVICES };
+/* The first three are a must and limit each sandbox; the others, where the host has them, hold for
+ * all sandboxes together. */
+static const char *const controllers[] = {"memory", "cpu", "pids", "devices", "hugetlb"};
+enum { MEMORY, CPU, PIDS, DEVICES, HUGETLB };
+static_assert(ARRAY_COUNT(controllers) == CGROUP_DIRS_MAX, "a directory for each");
 
 static unsigned dir_count(const struct cgroup_tree *t)
 {
@@ -123,10 +126,19 @@ static enum err read_text(int dir, const char *name, char *ret_text, size_t byte
     return ERR_OK;
 }
 
+/* False: the file cannot be read, or there is no number in it ("max"). */
+static bool number_is(int dir, const char *name, uint64_t *ret_value)
+{
+    char text[64], *end = text;
+    if (read_text(dir, name, text, sizeof(text)) == ERR_OK)
+        *ret_value = strtoull(text, &end, 10);
+    return end != text && (*end == '\n' || *end == '\0');
+}
+
 static uint64_t read_number(int dir, const char *name)
 {
-    char text[64];
-    return read_text(dir, name, text, sizeof(text)) == ERR_OK ? strtoull(text, NULL, 10) : 0;
+    uint64_t value = 0;
+    return number_is(dir, name, &value) ? value : 0;
 }
 
 static void slot_file(uint32_t slot, const char *file, char *ret_name, size_t bytes)
@@ -134,21 +146,29 @@ static void slot_file(uint32_t slot, const char *file, char *ret_name, size_t by
     (void)snprintf(ret_name, bytes, "s%u/%s", slot, file);
 }
 
-/* Writes a value and checks that the kernel took it; it may round a size down to whole pages. */
-static enum err limit_set(int dir, uint32_t slot, const char *file, uint64_t value, struct error *e)
+/* Writes a value and checks that the kernel took it. `name` is the file's, from `dir`. */
+static enum err value_set(int dir, const char *name, uint64_t value, struct error *e)
 {
-    char name[64], text[32];
-    slot_file(slot, file, name, sizeof(name));
+    char text[32], got[64] = "";
     (void)snprintf(text, sizeof(text), "%" PRIu64, value);
     enum err err = write_file(dir, name, text);
     if (err != ERR_OK)
-        return error_errno(e, "write %s to %s of the cgroup", text, file);
-    uint64_t got = read_number(dir, name);
-    if (got > value || value - got >= 65536)
-        return error_set(e, ERR_FAILED,
-                         "the cgroup's %s is %" PRIu64 " after %" PRIu64 " was written", file, got,
-                         value);
-    return ERR_OK;
+        return error_errno(e, "write %s to %s of the cgroup", text, name);
+    uint64_t is = 0;
+    bool is_size = strstr(name, "memory.") != NULL; /* the kernel rounds down to whole pages */
+    if (number_is(dir, name, &is) && is <= value && value - is < (is_size ? 65536u : 1u))
+        return ERR_OK;
+    (void)read_text(dir, name, got, sizeof(got));
+    got[strcspn(got, "\n")] = '\0';
+    return error_set(e, ERR_FAILED, "the cgroup's %s is '%s' after %" PRIu64 " was written", name,
+                     got, value);
+}
+
+static enum err limit_set(int dir, uint32_t slot, const char *file, uint64_t value, struct error *e)
+{
+    char name[64];
+    slot_file(slot, file, name, sizeof(name));
+    return value_set(dir, name, value, e);
 }
 
 /* ---- the subtree ---- */
@@ -226,17 +246,34 @@ static void weight_set(const struct cgroup_tree *t)
                      text); /* a nicety */
 }
 
-enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t,
-                          struct error *e)
+/* Huge pages are memory that the memory controller does not count: there are none, of no size and
+ * not even reserved, for all sandboxes together. */
+static enum err hugetlb_forbid(int dir, struct error *e)
 {
-    *t = (struct cgroup_tree){.dirs = {-1, -1, -1, -1}};
-    char *mountinfo cleanup(free_pointer) = NULL, *own cleanup(free_pointer) = NULL;
+    static const char *const endings[] = {".max", ".limit_in_bytes"}; /* version 2, 1 */
+    cleanup(fd_close) int copy = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = copy >= 0 ? fdopendir(fd_take(&copy)) : NULL;
+    enum err err = list == NULL ? error_errno(e, "list a cgroup") : ERR_OK;
+    for (struct dirent *entry; err == ERR_OK && (entry = readdir(list)) != NULL;) {
+        size_t bytes = strlen(entry->d_name);
+        bool is_limit = false;
+        for (size_t i = 0; i < ARRAY_COUNT(endings); i++)
+            is_limit |= bytes > strlen(endings[i]) &&
+                        strcmp(entry->d_name + bytes - strlen(endings[i]), endings[i]) == 0;
+        if (is_limit && strncmp(entry->d_name, "hugetlb.", 8) == 0)
+            err = value_set(dir, entry->d_name, 0, e);
+    }
+    if (list != NULL)
+        closedir(list);
+    return err;
+}
+
+enum err cgroup_tree_make(const char *name, int force_version, const char *mountinfo,
+                          const char *own, struct cgroup_tree *t, struct error *e)
+{
+    *t = (struct cgroup_tree){.dirs = {-1, -1, -1, -1, -1}};
     char path[700];
-    enum err err = file_read("/proc/self/mountinfo", MIB, &mountinfo, NULL, e);
-    if (err == ERR_OK)
-        err = file_read("/proc/self/cgroup", 64 * KIB, &own, NULL, e);
-    if (err != ERR_OK)
-        return err;
+    enum err err;
     if (force_version != 1 && v2_path(mountinfo, path, sizeof(path))) {
         t->version = 2;
         cleanup(fd_close) int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -247,19 +284,14 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
                              "are in it, as in a "
                              "container; move them into a cgroup below it first",
                              path);
+        (void)write_file(root, "cgroup.subtree_control", "+hugetlb"); /* where there is one */
         err = tree_dir_open(t, 0, path, name, e);
         if (err == ERR_OK &&
             write_file(t->dirs[0], "cgroup.subtree_control", "+memory +cpu +pids") != ERR_OK)
             err = error_errno(e, "enable memory, cpu and pids in cgroup '%s'", t->paths[0]);
         if (err == ERR_OK)
             weight_set(t);
-        if (err == ERR_OK)
-            err = devices_restrict_v2(t->dirs[0], e);
-        if (err == ERR_UNSUPPORTED) { /* the mounts alone keep devices away then */
-            dprintf(2, "dirigent-launcher: %s\n", e->text);
-            err = ERR_OK;
-        }
-        return err;
+        return err == ERR_OK ? hugetlb_forbid(t->dirs[0], e) : err;
     }
     if (force_version == 2)
         return error_set(e, ERR_UNSUPPORTED,
@@ -278,10 +310,34 @@ enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tre
     }
     weight_set(t);
     /* One cgroup for all sandboxes: what is allowed is the same. */
-    if (cgroup_v1_path(mountinfo, own, controllers[DEVICES], path, sizeof(path)) != ERR_OK)
-        return ERR_OK;
-    err = tree_dir_open(t, DEVICES, path, name, e);
-    return err == ERR_OK ? devices_restrict_v1(t->dirs[DEVICES], e) : err;
+    for (int i = DEVICES; i <= HUGETLB && err == ERR_OK; i++)
+        if (cgroup_v1_path(mountinfo, own, controllers[i], path, sizeof(path)) == ERR_OK)
+            err = tree_dir_open(t, i, path, name, e);
+    if (err == ERR_OK && t->dirs[HUGETLB] >= 0)
+        err = hugetlb_forbid(t->dirs[HUGETLB], e);
+    return err;
+}
+
+enum err cgroup_tree_open(const char *name, int force_version, struct cgroup_tree *t,
+                          struct error *e)
+{
+    *t = (struct cgroup_tree){.dirs = {-1, -1, -1, -1, -1}};
+    char *mountinfo cleanup(free_pointer) = NULL, *own cleanup(free_pointer) = NULL;
+    enum err err = file_read("/proc/self/mountinfo", MIB, &mountinfo, NULL, e);
+    if (err == ERR_OK)
+        err = file_read("/proc/self/cgroup", 64 * KIB, &own, NULL, e);
+    if (err == ERR_OK)
+        err = cgroup_tree_make(name, force_version, mountinfo, own, t, e);
+    if (err != ERR_OK)
+        return err;
+    if (t->version == 1)
+        return t->dirs[DEVICES] >= 0 ? devices_restrict_v1(t->dirs[DEVICES], e) : ERR_OK;
+    err = devices_restrict_v2(t->dirs[0], e);
+    if (err == ERR_UNSUPPORTED) { /* the mounts alone keep devices away then */
+        dprintf(2, "dirigent-launcher: %s\n", e->text);
+        err = ERR_OK;
+    }
+    return err;
 }
 
 void cgroup_tree_remove(struct cgroup_tree *t)
@@ -298,6 +354,19 @@ void cgroup_tree_remove(struct cgroup_tree *t)
 
 /* ---- slots ---- */
 
+/* What is the same for all sandboxes, so that it is not in the way of a start. */
+static enum err constants_v2(int dir, uint32_t slot, struct error *e)
+{
+    char name[64];
+    slot_file(slot, "memory.swap.max", name, sizeof(name));
+    enum err err = ERR_OK;
+    if (faccessat(dir, name, F_OK, 0) == 0) /* absent when the kernel counts no swap */
+        err = limit_set(dir, slot, "memory.swap.max", 0, e);
+    if (err == ERR_OK)
+        err = limit_set(dir, slot, "memory.oom.group", 1, e);
+    return err == ERR_OK ? limit_set(dir, slot, "cgroup.max.descendants", 0, e) : err;
+}
+
 enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct error *e)
 {
     char name[32];
@@ -305,7 +374,7 @@ enum err cgroup_slot_make(const struct cgroup_tree *t, uint32_t slot, struct err
     for (unsigned i = 0; i < dir_count(t); i++)
         if (mkdirat(t->dirs[i], name, 0755) < 0 && errno != EEXIST)
             return error_errno(e, "make cgroup '%s/%s'", t->paths[i], name);
-    return ERR_OK;
+    return t->version == 2 ? constants_v2(t->dirs[0], slot, e) : ERR_OK;
 }
 
 enum err cgroup_slot_cpu(const struct cgroup_tree *t, uint32_t slot, uint32_t cpu_milli,
@@ -352,22 +421,10 @@ static enum err limit_v1(const struct cgroup_tree *t, uint32_t slot, const struc
 static enum err limit_v2(const struct cgroup_tree *t, uint32_t slot, const struct cgroup_limits *l,
                          struct error *e)
 {
-    char name[64];
     enum err err = limit_set(t->dirs[0], slot, "memory.max", l->memory_bytes, e);
     if (err == ERR_OK)
         err = limit_set(t->dirs[0], slot, "pids.max", l->pids_max, e);
-    if (err != ERR_OK)
-        return err;
-    slot_file(slot, "memory.swap.max", name, sizeof(name));
-    err = write_file(t->dirs[0], name, "0");
-    if (err != ERR_OK && err != ERR_NOT_FOUND) /* absent when the kernel counts no swap */
-        return error_errno(e, "forbid swap in the cgroup");
-    slot_file(slot, "memory.oom.group", name, sizeof(name));
-    if (write_file(t->dirs[0], name, "1") != ERR_OK)
-        return error_errno(e, "write 1 to memory.oom.group of the cgroup");
-    slot_file(slot, "cgroup.max.descendants", name, sizeof(name));
-    (void)write_file(t->dirs[0], name, "0");
-    return cgroup_slot_cpu(t, slot, l->cpu_milli, e);
+    return err == ERR_OK ? cgroup_slot_cpu(t, slot, l->cpu_milli, e) : err;
 }
 
 enum err cgroup_slot_limit(const struct cgroup_tree *t, uint32_t slot,
@@ -383,9 +440,9 @@ enum err cgroup_slot_enter(const struct cgroup_tree *t, uint32_t slot, struct er
     for (unsigned i = 0; i < dir_count(t); i++)
         if (write_file(t->dirs[i], name, "0") != ERR_OK)
             return error_errno(e, "enter cgroup '%s/s%u'", t->paths[i], slot);
-    if (t->version == 1 && t->dirs[DEVICES] >= 0 &&
-        write_file(t->dirs[DEVICES], "cgroup.procs", "0") != ERR_OK)
-        return error_errno(e, "enter cgroup '%s'", t->paths[DEVICES]);
+    for (int i = DEVICES; i <= HUGETLB; i++)
+        if (t->dirs[i] >= 0 && write_file(t->dirs[i], "cgroup.procs", "0") != ERR_OK)
+            return error_errno(e, "enter cgroup '%s'", t->paths[i]);
     return ERR_OK;
 }
 
@@ -399,17 +456,60 @@ uint64_t cgroup_slot_oom_kills(const struct cgroup_tree *t, uint32_t slot)
     return at != NULL ? strtoull(at + 9, NULL, 10) : 0;
 }
 
-uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot)
+/* ---- the most memory used ---- */
+
+static uint64_t peak_read(const struct cgroup_tree *t, uint32_t slot,
+                          const struct cgroup_peak *peak)
 {
-    char name[64];
+    char name[64], text[64];
+    if (peak->fd >= 0) {
+        ssize_t n = pread(peak->fd, text, sizeof(text) - 1, 0);
+        text[MAX(n, 0)] = '\0';
+        return strtoull(text, NULL, 10);
+    }
     slot_file(slot, t->version == 2 ? "memory.peak" : "memory.max_usage_in_bytes", name,
               sizeof(name));
     return read_number(dir_of(t, MEMORY), name);
 }
 
+uint64_t cgroup_slot_memory_peak(const struct cgroup_tree *t, uint32_t slot,
+                                 const struct cgroup_peak *peak)
+{
+    uint64_t most = peak_read(t, slot, peak);
+    return most > peak->before_bytes ? most : 0;
+}
+
+/* What is written to memory.peak clears it for who reads by the same descriptor, since Linux 6.12;
+ * before, it tells of all uses, and so of the last one only when that used the most. */
+static void peak_clear(const struct cgroup_tree *t, uint32_t slot, struct cgroup_peak *peak)
+{
+    char name[64];
+    if (t->version == 1) {
+        slot_file(slot, "memory.max_usage_in_bytes", name, sizeof(name));
+        if (write_file(t->dirs[MEMORY], name, "0") == ERR_OK)
+            peak->before_bytes = 0;
+        else
+            peak->before_bytes = peak_read(t, slot, peak);
+        return;
+    }
+    if (peak->fd < 0 && !peak->is_fixed) {
+        slot_file(slot, "memory.peak", name, sizeof(name));
+        peak->fd = openat(t->dirs[0], name, O_RDWR | O_CLOEXEC);
+    }
+    if (peak->fd >= 0 && write(peak->fd, "0", 1) != 1)
+        fd_close(&peak->fd);
+    peak->is_fixed = peak->fd < 0;
+    peak->before_bytes = peak->is_fixed ? peak_read(t, slot, peak) : 0;
+}
+
+void cgroup_peak_done(struct cgroup_peak *peak)
+{
+    fd_close(&peak->fd);
+}
+
 /* What the last use left charged is page cache, which goes when the next one needs the room. To
  * drive it out costs the kernel milliseconds, so that is done only where it is much. */
-void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot)
+void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot, struct cgroup_peak *peak)
 {
     bool v2 = t->version == 2;
     char name[64];
@@ -421,7 +521,5 @@ void cgroup_slot_reset(const struct cgroup_tree *t, uint32_t slot)
         slot_file(slot, v2 ? "memory.reclaim" : "memory.force_empty", name, sizeof(name));
         (void)write_file(dir_of(t, MEMORY), name, v2 ? bytes : "0");
     }
-    slot_file(slot, "memory.max_usage_in_bytes", name, sizeof(name));
-    if (!v2)
-        (void)write_file(t->dirs[MEMORY], name, "0");
+    peak_clear(t, slot, peak);
 }

@@ -5,6 +5,7 @@
 #include <linux/netlink.h>
 
 #define NETLINK_BYTES_MAX 4096u
+#define NETLINK_ANSWER_BYTES_MAX 8192u
 
 struct netlink {
     int fd;
@@ -12,6 +13,7 @@ struct netlink {
     uint32_t count; /* messages in the buffer */
     size_t bytes;
     uint8_t link_state;   /* IF_OPER_* in the last answer about a link */
+    char link_alias[128]; /* what is written to it there, as `ip link` shows it; "" without */
     const char *what[16]; /* for the error: what each message asks for */
     _Alignas(NLMSG_ALIGNTO) char data[NETLINK_BYTES_MAX];
 };
@@ -28,9 +30,12 @@ struct nlattr *netlink_nest_begin(struct netlink *n, uint16_t type);
 /* Room inside a nest for a fixed part (veth's peer has one). */
 void *netlink_nest_space(struct netlink *n, size_t bytes);
 void netlink_nest_end(struct netlink *n, struct nlattr *nest);
-/* Sends all and waits for all answers. The error names the first request that was refused. Leaves
- * the buffer empty. */
+/* Sends all and waits for all answers. The error names the first request that was refused, with the
+ * kernel's own words where it has some; ERR_PROTOCOL: an answer that is too long or cut short.
+ * Leaves the buffer empty. */
 must_check enum err netlink_send(struct netlink *n, struct error *e);
+/* Asks about an interface: sets link_state and link_alias. */
+must_check enum err netlink_link_ask(struct netlink *n, unsigned index, struct error *e);
 /* Waits until the kernel passes packets through a link: it does not as soon as the link is up, but
  * when its carrier was noticed, and drops what is sent before. ERR_TIMEOUT. */
 must_check enum err netlink_link_wait(struct netlink *n, unsigned index, unsigned patience_ms,

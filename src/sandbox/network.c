@@ -31,6 +31,13 @@ static uint32_t gateway_ip(const struct network_config *c)
     return c->pool_ip + 1;
 }
 
+/* The dash ends the instance's name: those of "a" are told from those of "a1". */
+static void interface_name(const struct network_config *c, uint32_t slot, char *ret_name)
+{
+    int n = snprintf(ret_name, IFNAMSIZ, "dg%.8s-%u", c->instance, slot);
+    assert(n < IFNAMSIZ); /* 8 characters and 4 digits fit */
+}
+
 /* Locally administered addresses, told by the slot: 02:d1 … host end, 02:d2 … sandbox end. */
 static void mac_of(uint32_t slot, bool host_end, uint8_t *ret_mac)
 {
@@ -40,6 +47,70 @@ static void mac_of(uint32_t slot, bool host_end, uint8_t *ret_mac)
     ret_mac[3] = (uint8_t)(slot >> 16);
     ret_mac[4] = (uint8_t)(slot >> 8);
     ret_mac[5] = (uint8_t)slot;
+}
+
+/* ---- whose addresses ---- */
+
+/* What an instance uses is written to each of its interfaces: they live as long as it does, and
+ * only in its network namespace, so others on the host read it there. */
+#define CLAIM_FORMAT "dirigent %s slots %u ports %u"
+#define CLAIM_BYTES_MAX 80u
+
+static void ip_text(uint32_t ip, char *ret_text)
+{
+    struct in_addr address = {htonl(ip)};
+    (void)inet_ntop(AF_INET, &address, ret_text, INET_ADDRSTRLEN);
+}
+
+static void claim_text(const struct network_config *c, char *ret_text)
+{
+    char pool[INET_ADDRSTRLEN];
+    ip_text(c->pool_ip, pool);
+    (void)snprintf(ret_text, CLAIM_BYTES_MAX, CLAIM_FORMAT, pool, c->slots_max, c->host_port_base);
+}
+
+static bool claim_parse(const char *text, struct network_config *ret_claim)
+{
+    char pool[32];
+    struct in_addr address;
+    unsigned slots, ports;
+    if (sscanf(text, "dirigent %31s slots %u ports %u", pool, &slots, &ports) != 3 ||
+        inet_pton(AF_INET, pool, &address) != 1 || ports > UINT16_MAX)
+        return false;
+    ret_claim->pool_ip = ntohl(address.s_addr);
+    ret_claim->slots_max = slots;
+    ret_claim->host_port_base = (uint16_t)ports;
+    return true;
+}
+
+static bool ranges_overlap(uint64_t a, uint64_t a_count, uint64_t b, uint64_t b_count)
+{
+    return a < b + b_count && b < a + a_count;
+}
+
+static enum err claims_compare(const struct network_config *c, const struct network_config *other,
+                               struct error *e)
+{
+    if (ranges_overlap(c->pool_ip, c->slots_max + 4, other->pool_ip, other->slots_max + 4)) {
+        char first[2][INET_ADDRSTRLEN], last[2][INET_ADDRSTRLEN];
+        const struct network_config *both[] = {c, other};
+        for (int i = 0; i < 2; i++) {
+            ip_text(both[i]->pool_ip, first[i]);
+            ip_text(network_slot_ip(both[i], both[i]->slots_max - 1), last[i]);
+        }
+        return error_set(e, ERR_CONFLICT,
+                         "--address-pool: the addresses %s to %s of instance '%s' overlap those of "
+                         "instance '%s', which runs on this host with %s to %s",
+                         first[0], last[0], c->instance, other->instance, first[1], last[1]);
+    }
+    if (ranges_overlap(c->host_port_base, c->slots_max, other->host_port_base, other->slots_max))
+        return error_set(e, ERR_CONFLICT,
+                         "--host-port-base: the ports %u to %u of instance '%s' overlap those of "
+                         "instance '%s', which runs on this host with %u to %u",
+                         c->host_port_base, c->host_port_base + c->slots_max - 1, c->instance,
+                         other->instance, other->host_port_base,
+                         other->host_port_base + other->slots_max - 1);
+    return ERR_OK;
 }
 
 /* ---- messages ---- */
@@ -66,12 +137,15 @@ static void add_veth(struct netlink *n, const char *host_name, uint32_t slot, in
     netlink_nest_end(n, info);
 }
 
-static void link_up(struct netlink *n, unsigned index)
+/* `alias` is written to it, or NULL. */
+static void link_up(struct netlink *n, unsigned index, const char *alias)
 {
     struct ifinfomsg *link =
         netlink_begin(n, RTM_NEWLINK, 0, sizeof(*link), "bring an interface up");
     link->ifi_index = (int)index;
     link->ifi_flags = link->ifi_change = IFF_UP;
+    if (alias != NULL)
+        netlink_attribute(n, IFLA_IFALIAS, alias, strlen(alias));
 }
 
 static void add_address(struct netlink *n, unsigned index, uint32_t ip)
@@ -95,13 +169,15 @@ static void add_neighbour(struct netlink *n, unsigned index, uint32_t ip, const 
     netlink_attribute(n, NDA_LLADDR, mac, 6);
 }
 
-/* `ip`/32 on the link, or with ip 0 the default route through the gateway. */
+/* `ip`/32 on the link, or with ip 0 the default route through the gateway. An
+ * address that a route leads to already is somebody's: it is not taken from him. */
 static void change_route(struct netlink *n, uint16_t type, unsigned index, uint32_t ip,
                          uint32_t via, uint32_t source)
 {
+    bool adds = type == RTM_NEWROUTE;
+    uint16_t flags = !adds ? 0 : NLM_F_CREATE | (via != 0 ? NLM_F_REPLACE : NLM_F_EXCL);
     struct rtmsg *route =
-        netlink_begin(n, type, type == RTM_NEWROUTE ? NLM_F_CREATE | NLM_F_REPLACE : 0,
-                      sizeof(*route), type == RTM_NEWROUTE ? "add a route" : "remove a route");
+        netlink_begin(n, type, flags, sizeof(*route), adds ? "add a route" : "remove a route");
     *route = (struct rtmsg){.rtm_family = AF_INET,
                             .rtm_dst_len = ip != 0 ? 32 : 0,
                             .rtm_table = RT_TABLE_MAIN,
@@ -141,9 +217,9 @@ static enum err inside_configure(const struct network_config *c, uint32_t slot, 
     uint8_t host_mac[6];
     unsigned eth0 = if_nametoindex("eth0");
     mac_of(slot, true, host_mac);
-    link_up(n, 1); /* lo is always the first */
+    link_up(n, 1, NULL); /* lo is always the first */
     add_address(n, eth0, network_slot_ip(c, slot));
-    link_up(n, eth0);
+    link_up(n, eth0, NULL);
     add_neighbour(n, eth0, gateway_ip(c), host_mac);
     change_route(n, RTM_NEWROUTE, eth0, gateway_ip(c), 0, 0);
     change_route(n, RTM_NEWROUTE, eth0, 0, gateway_ip(c), 0);
@@ -155,8 +231,10 @@ static enum err outside_configure(const struct network_config *c, uint32_t slot,
 {
     uint8_t mac[6];
     mac_of(slot, false, mac);
+    char claim[CLAIM_BYTES_MAX];
+    claim_text(c, claim);
     add_address(n, index, gateway_ip(c));
-    link_up(n, index);
+    link_up(n, index, claim);
     add_neighbour(n, index, network_slot_ip(c, slot), mac);
     change_route(n, RTM_NEWROUTE, index, network_slot_ip(c, slot), 0, gateway_ip(c));
     return netlink_send(n, e);
@@ -200,9 +278,8 @@ enum err network_slot_make(const struct network_config *c, uint32_t slot, int *r
     enum err err = netns_new(host_ns, &netns, e);
     if (err != ERR_OK)
         return err;
-    char name[48]; /* an instance of 8 characters and 4 digits fit IFNAMSIZ */
-    (void)snprintf(name, sizeof(name), "dg%s%u", c->instance, slot);
-    assert(strlen(name) < IFNAMSIZ);
+    char name[IFNAMSIZ];
+    interface_name(c, slot, name);
     struct netlink n;
     err = netlink_open(&n, e);
     if (err == ERR_OK) {
@@ -259,21 +336,68 @@ enum err network_slot_outward(const struct network_config *c, int netns_fd, bool
     return err;
 }
 
+/* Whose slot an interface is: dg<instance>-<slot>. */
+static bool interface_instance(const char *name, char *ret_instance)
+{
+    size_t bytes = strcspn(name, "-");
+    if (strncmp(name, "dg", 2) != 0 || bytes < 3 || bytes > 10 || name[bytes] != '-' ||
+        name[bytes + 1] == '\0' ||
+        strspn(name + bytes + 1, "0123456789") != strlen(name + bytes + 1))
+        return false;
+    (void)snprintf(ret_instance, 9, "%.*s", (int)(bytes - 2), name + 2);
+    return true;
+}
+
 unsigned network_interfaces_left(const struct network_config *c)
 {
-    char prefix[32];
-    (void)snprintf(prefix, sizeof(prefix), "dg%s", c->instance);
     unsigned left = 0;
     struct if_nameindex *all = if_nameindex();
     for (struct if_nameindex *i = all; i != NULL && i->if_index != 0; i++) {
-        size_t at = strlen(prefix);
-        if (strncmp(i->if_name, prefix, at) != 0)
-            continue;
-        left += i->if_name[at] != '\0' &&
-                strspn(i->if_name + at, "0123456789") == strlen(i->if_name + at);
+        char instance[16];
+        left += interface_instance(i->if_name, instance) && strcmp(instance, c->instance) == 0;
     }
     if_freenameindex(all);
     return left;
+}
+
+/* Once for each other instance. */
+static enum err neighbours_look(const struct network_config *c, struct netlink *n, struct error *e)
+{
+    struct if_nameindex *all = if_nameindex();
+    struct network_config other = {0};
+    enum err err = all == NULL ? error_errno(e, "list the host's interfaces") : ERR_OK;
+    for (struct if_nameindex *i = all; err == ERR_OK && i != NULL && i->if_index != 0; i++) {
+        char instance[16];
+        if (!interface_instance(i->if_name, instance) || strcmp(instance, c->instance) == 0 ||
+            strcmp(instance, other.instance) == 0)
+            continue;
+        if (netlink_link_ask(n, i->if_index, NULL) != ERR_OK) /* gone meanwhile */
+            continue;
+        if (!claim_parse(n->link_alias, &other))
+            continue;
+        strcpy(other.instance, instance);
+        err = claims_compare(c, &other, e);
+    }
+    if (all != NULL)
+        if_freenameindex(all);
+    return err;
+}
+
+enum err network_neighbours_check(const struct network_config *c, unsigned patience_ms,
+                                  struct error *e)
+{
+    struct netlink n;
+    enum err err = netlink_open(&n, e);
+    if (err != ERR_OK)
+        return err;
+    for (unsigned waited_ms = 0;; waited_ms += 10) {
+        err = neighbours_look(c, &n, e);
+        if (err != ERR_CONFLICT || waited_ms >= patience_ms)
+            break;
+        (void)usleep(10000);
+    }
+    netlink_close(&n);
+    return err;
 }
 
 /* ---- the host's table ---- */
@@ -356,12 +480,6 @@ static void put_name_servers(struct text *t)
     free(text);
 }
 
-static void ip_text(uint32_t ip, char *ret_text)
-{
-    struct in_addr address = {htonl(ip)};
-    (void)inet_ntop(AF_INET, &address, ret_text, INET_ADDRSTRLEN);
-}
-
 static void rules_make(const struct network_config *c, struct text *t)
 {
     char gateway[INET_ADDRSTRLEN], address[INET_ADDRSTRLEN];
@@ -378,30 +496,30 @@ static void rules_make(const struct network_config *c, struct text *t)
     /* Data planes of this host talk to sandboxes directly: no connection tracking for that. */
     put(t,
         " chain raw_in { type filter hook prerouting priority raw; policy accept;\n"
-        "  iifname \"dg%s*\" fib saddr . iif oif 0 drop\n"
-        "  iifname \"dg%s*\" ip daddr %s notrack\n }\n",
+        "  iifname \"dg%s-*\" fib saddr . iif oif 0 drop\n"
+        "  iifname \"dg%s-*\" ip daddr %s notrack\n }\n",
         c->instance, c->instance, gateway);
     put(t,
         " chain raw_out { type filter hook output priority raw; policy accept;\n"
-        "  oifname \"dg%s*\" ip saddr %s notrack\n }\n",
+        "  oifname \"dg%s-*\" ip saddr %s notrack\n }\n",
         c->instance, gateway);
     put(t,
         " chain translate { type nat hook prerouting priority dstnat; policy accept;\n"
-        "  iifname != \"dg%s*\" fib daddr type local dnat ip to tcp dport map @ports\n }\n",
+        "  iifname != \"dg%s-*\" fib daddr type local dnat ip to tcp dport map @ports\n }\n",
         c->instance);
     put(t,
         " chain masquerade_out { type nat hook postrouting priority srcnat; policy accept;\n"
-        "  iifname \"dg%s*\" oifname != \"dg%s*\" masquerade\n }\n",
+        "  iifname \"dg%s-*\" oifname != \"dg%s-*\" masquerade\n }\n",
         c->instance, c->instance);
     /* To the host: answers only. */
     put(t,
         " chain to_host { type filter hook input priority filter; policy accept;\n"
-        "  iifname != \"dg%s*\" accept\n  tcp flags & (fin|syn|rst|ack) == syn drop\n"
+        "  iifname != \"dg%s-*\" accept\n  tcp flags & (fin|syn|rst|ack) == syn drop\n"
         "  meta l4proto tcp accept\n  drop\n }\n",
         c->instance);
     put(t,
         " chain through { type filter hook forward priority filter; policy accept;\n"
-        "  iifname != \"dg%s*\" accept\n  oifname \"dg%s*\" drop\n  ct state established,related "
+        "  iifname != \"dg%s-*\" accept\n  oifname \"dg%s-*\" drop\n  ct state established,related "
         "accept\n",
         c->instance, c->instance);
     put_name_servers(t);

@@ -14,12 +14,19 @@
 #include "base/base.h"
 
 struct network_config {
-    char instance[16]; /* [a-z0-9]{1,8}: interfaces dg<instance><slot>, table dirigent_<instance> */
+    char instance[16]; /* [a-z0-9]{1,8}: interfaces dg<instance>-<slot>, table
+                        dirigent_<instance> */
     uint32_t pool_ip;  /* host byte order; a /19 or larger */
     uint32_t slots_max;
     uint16_t host_port_base;
 };
 uint32_t network_slot_ip(const struct network_config *c, uint32_t slot); /* host byte order */
+/* ERR_CONFLICT: another instance in this network namespace has some of our addresses or host ports;
+ * the sentence names it. Interfaces of one that was killed may still be there: patience is for
+ * them. (Two that start in the same moment do not see each other: then the later one's slots cannot
+ * be made, for no route is taken from another.) */
+must_check enum err network_neighbours_check(const struct network_config *c, unsigned patience_ms,
+                                             struct error *e);
 /* Makes the nftables table (replacing one that a dead launcher of the same instance left) and lets
  * the host forward. *ret_forward_was_off tells whether ip_forward was switched on here. */
 must_check enum err network_host_open(const struct network_config *c, bool *ret_forward_was_off,
@@ -33,5 +40,5 @@ must_check enum err network_slot_make(const struct network_config *c, uint32_t s
 /* Adds or removes the default route inside: with or without outward traffic. */
 must_check enum err network_slot_outward(const struct network_config *c, int netns_fd, bool outward,
                                          struct error *e);
-/* How many of this instance's interfaces the host still has. */
+/* How many interfaces of this instance's slots the host still has. */
 unsigned network_interfaces_left(const struct network_config *c);

@@ -2,12 +2,14 @@
 #include "sandbox/root.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/mount.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -21,6 +23,7 @@ extern int mount(const char *source, const char *target, const char *type, unsig
 extern int umount2(const char *target, int flags);
 
 #define ETC_FILE_BYTES_MAX (4 * MIB)
+#define NOBODY 65534
 
 static int sys_open_tree(int dir, const char *path, unsigned flags)
 {
@@ -102,25 +105,47 @@ enum err root_userns_make(uint32_t base, int *ret_userns_fd, struct error *e)
 /* ---- what is in the root ---- */
 
 struct building {
-    const struct root_plan *plan;
-    int root_fd, userns_fd;
+    int root_fd;
 };
 
-/* A read-only clone of a host directory at `to` in the root. Id-mapping is tried first: not every
- * file system has it. */
-static enum err attach_clone(const struct building *b, int from_dir, const char *from,
-                             const char *to, struct error *e)
+/* Opens a path of the host as its nobody: where a link in /etc leads is the host's business, but
+ * what not everybody on the host may see, no sandbox sees. -1 with errno. */
+static int host_open(const char *path, int flags)
 {
-    unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (from[0] == '\0' ? AT_EMPTY_PATH : 0u);
-    cleanup(fd_close) int tree = sys_open_tree(from_dir, from, flags);
+    int gid = setfsgid(NOBODY), uid = setfsuid(NOBODY);
+    int fd = open(path, flags | O_NONBLOCK | O_CLOEXEC);
+    int failure = errno;
+    (void)setfsuid((uid_t)uid);
+    (void)setfsgid((gid_t)gid);
+    errno = failure;
+    return fd;
+}
+
+/* The caller frees *ret_text. False: there is no such file, or none that may be read. */
+static bool host_read(const char *path, size_t bytes_max, char **ret_text, size_t *ret_bytes)
+{
+    cleanup(fd_close) int fd = host_open(path, O_RDONLY);
+    struct stat st;
+    char own[64];
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return false;
+    (void)snprintf(own, sizeof(own), "/proc/self/fd/%d", fd);
+    return file_read(own, bytes_max, ret_text, ret_bytes, NULL) == ERR_OK;
+}
+
+/* A read-only clone of a host directory at `to` in the root. Ids are not mapped: all of it belongs
+ * to nobody there, and what only the host's root may read stays his. */
+static enum err attach_clone(const struct building *b, int from_fd, const char *to, struct error *e)
+{
+    cleanup(fd_close) int tree =
+        sys_open_tree(from_fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
     if (tree < 0)
-        return error_errno(e, "clone the mount of '%s' for %s", from, to);
+        return error_errno(e, "clone the host's /%s for a sandbox", to);
     uint64_t attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    if (sys_mount_setattr(tree, attributes, b->userns_fd) < 0 &&
-        sys_mount_setattr(tree, attributes, -1) < 0)
-        return error_errno(e, "make the clone of '%s' read-only", from);
+    if (sys_mount_setattr(tree, attributes, -1) < 0)
+        return error_errno(e, "make the clone of the host's /%s read-only", to);
     if (sys_move_mount(tree, b->root_fd, to) < 0)
-        return error_errno(e, "attach '%s' at %s", from, to);
+        return error_errno(e, "attach the host's /%s to a sandbox's root", to);
     return ERR_OK;
 }
 
@@ -195,7 +220,7 @@ static enum err make_etc(const struct building *b, struct error *e)
         char path[128], *text = NULL;
         size_t bytes = 0;
         (void)snprintf(path, sizeof(path), "/etc/%s", copied[i]);
-        if (file_read(path, ETC_FILE_BYTES_MAX, &text, &bytes, NULL) == ERR_OK)
+        if (host_read(path, ETC_FILE_BYTES_MAX, &text, &bytes))
             err = write_etc(b, copied[i], text, bytes, e);
         free(text);
     }
@@ -205,11 +230,10 @@ static enum err make_etc(const struct building *b, struct error *e)
      * file. */
     char *resolv cleanup(free_pointer) = NULL;
     size_t bytes = 0;
-    if (file_read("/etc/resolv.conf", 64 * KIB, &resolv, &bytes, NULL) == ERR_OK &&
+    if (host_read("/etc/resolv.conf", 64 * KIB, &resolv, &bytes) &&
         strstr(resolv, "nameserver 127.") != NULL) {
         char *real = NULL;
-        if (file_read("/run/systemd/resolve/resolv.conf", 64 * KIB, &real, &bytes, NULL) ==
-            ERR_OK) {
+        if (host_read("/run/systemd/resolve/resolv.conf", 64 * KIB, &real, &bytes)) {
             free(resolv);
             resolv = real;
         }
@@ -217,9 +241,18 @@ static enum err make_etc(const struct building *b, struct error *e)
     return resolv != NULL ? write_etc(b, "resolv.conf", resolv, bytes, e) : ERR_OK;
 }
 
+static enum err attach_host_dir(const struct building *b, const char *name, struct error *e)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/%s", name);
+    cleanup(fd_close) int fd = host_open(path, O_PATH | O_DIRECTORY);
+    return fd < 0 ? error_errno(e, "open the host's %s for a sandbox", path)
+                  : attach_clone(b, fd, name, e);
+}
+
 static enum err attach_host(const struct building *b, struct error *e)
 {
-    enum err err = attach_clone(b, AT_FDCWD, "/usr", "usr", e);
+    enum err err = attach_host_dir(b, "usr", e);
     static const char *const merged[] = {"bin", "sbin", "lib", "lib32", "lib64", "libx32"};
     for (size_t i = 0; i < ARRAY_COUNT(merged) && err == ERR_OK; i++) {
         char path[16], target[256];
@@ -235,15 +268,16 @@ static enum err attach_host(const struct building *b, struct error *e)
         } else if (mkdirat(b->root_fd, merged[i], 0755) < 0) {
             err = error_errno(e, "make directory /%s of a sandbox", merged[i]);
         } else {
-            err = attach_clone(b, AT_FDCWD, path, merged[i], e);
+            err = attach_host_dir(b, merged[i], e);
         }
     }
     static const char *const shared[] = {"etc/ssl/certs", "etc/alternatives"};
     for (size_t i = 0; i < ARRAY_COUNT(shared) && err == ERR_OK; i++) {
         char path[64];
         (void)snprintf(path, sizeof(path), "/%s", shared[i]);
-        if (access(path, F_OK) == 0 && mkdirat(b->root_fd, shared[i], 0755) == 0)
-            err = attach_clone(b, AT_FDCWD, path, shared[i], e);
+        cleanup(fd_close) int fd = host_open(path, O_PATH | O_DIRECTORY);
+        if (fd >= 0 && mkdirat(b->root_fd, shared[i], 0755) == 0)
+            err = attach_clone(b, fd, shared[i], e);
     }
     return err;
 }
@@ -262,9 +296,12 @@ static enum err root_fill(const struct building *b, struct error *e)
 
 enum err root_make(const struct root_plan *plan, int userns_fd, int *ret_mntns_fd, struct error *e)
 {
-    struct building b = {.plan = plan, .root_fd = -1, .userns_fd = userns_fd};
+    struct building b = {.root_fd = -1};
     umask(0);
-    /* The code's directory belongs to the host's mount namespace: cloned before we leave it. */
+    if (setgroups(0, NULL) < 0) /* see host_open() */
+        return error_errno(e, "give up supplementary groups");
+    /* The code's directory belongs to the host's mount namespace: cloned before we leave it. It is
+     * the sandbox's own, as far as the file system can map ids. */
     cleanup(fd_close) int code = -1;
     if (plan->code_fd >= 0) {
         code =
@@ -282,7 +319,7 @@ enum err root_make(const struct root_plan *plan, int userns_fd, int *ret_mntns_f
     static const char *const options[] = {"size", "8m", "nr_inodes", "1k", "mode", "0755", NULL};
     cleanup(fd_close) int root = new_mount("tmpfs", options, MOUNT_ATTR_NOSUID);
     if (root < 0 || sys_move_mount(root, AT_FDCWD, plan->mount_point) < 0)
-        return error_errno(e, "mount the root of a sandbox");
+        return error_errno(e, "mount the root of a sandbox at '%s'", plan->mount_point);
     b.root_fd = open(plan->mount_point, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (b.root_fd < 0)
         return error_errno(e, "open the root of a sandbox");

@@ -1,12 +1,14 @@
 /* root.h - a version's finished root as a mount namespace, built once and shared by its sandboxes.
  *
  * The root is one read-only tmpfs with /etc's few files, device nodes and empty places for /proc
- * and /tmp; host directories
- * (/usr and what is not merged into it, certificates) and the code (at /srv) are read-only, nosuid,
- * nodev clones, id-mapped where kernel and file system allow. Mounts are made and attached by
- * descriptor (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)).
+ * and /tmp; host directories (/usr and what is not merged into it, certificates) and the code (at
+ * /srv) are read-only, nosuid, nodev clones. The code's ids are mapped where kernel and file system
+ * allow; the host's are not, and its files are opened as its nobody: nothing is given away that is
+ * not everybody's on the host. Mounts are made and attached by descriptor (fsopen(2), open_tree(2),
+ * mount_setattr(2), move_mount(2)).
  *
- * Runs in a forked helper of the launcher: it ends in the new namespace. */
+ * Runs in a forked helper of the launcher: it ends in the new namespace, without supplementary
+ * groups. */
 #pragma once
 #include "base/base.h"
 

@@ -283,7 +283,8 @@ enum err planes_dial(struct sim *s, struct error *e)
                                                  .allocator = &s->allocator};
     for (size_t i = 0; i < s->settings.data_planes; i++) {
         struct sim_plane *p = &s->planes[i];
-        enum err err = replicas_new(s->loop, s->settings.cluster, &callbacks, p, &p->replicas, e);
+        enum err err =
+            replicas_new(s->loop, s->settings.cluster, NULL, &callbacks, p, &p->replicas, e);
         if (err != ERR_OK)
             return err;
     }

@@ -316,7 +316,8 @@ enum err workers_dial(struct sim *s, struct error *e)
     while (s->workers_dialled < s->settings.workers &&
            s->workers_dialled < s->workers_up + DIALLED_AT_ONCE) {
         struct sim_worker *w = &s->workers[s->workers_dialled];
-        enum err err = replicas_new(s->loop, s->settings.cluster, &callbacks, w, &w->replicas, e);
+        enum err err =
+            replicas_new(s->loop, s->settings.cluster, NULL, &callbacks, w, &w->replicas, e);
         if (err != ERR_OK)
             return err;
         s->workers_dialled++;

@@ -19,8 +19,11 @@ struct dialler {
     struct loop_stream stream; /* while connecting */
     struct loop_timer timer;   /* the next attempt, or the end of patience with this one */
     struct link *link;
+    struct tls *tls; /* NULL: in the clear */
     struct rng rng;
+    uint64_t up_ns; /* since when the link is */
     uint32_t delay_ms;
+    bool up; /* the user knows of the link */
     bool connecting, stream_open, freed;
 };
 
@@ -56,10 +59,29 @@ static void on_link_drained(struct link *link, void *user)
         d->callbacks.link.on_drained(link, d->user);
 }
 
+static void tell_up(struct dialler *d)
+{
+    d->up = true;
+    d->up_ns = loop_now_ns(d->loop);
+    d->callbacks.on_up(d, d->user, d->link);
+}
+
+static void on_link_secured(struct link *link, void *user)
+{
+    tell_up(user);
+}
+
 static void on_link_closed(struct link *link, void *user, enum err err, const char *why)
 {
     struct dialler *d = user;
     d->link = NULL;
+    if (!d->up) {
+        failed(d, why);
+        return;
+    }
+    d->up = false;
+    if (loop_now_ns(d->loop) - d->up_ns >= DIALLER_STEADY_MS * NS_PER_MS)
+        d->delay_ms = 0;
     d->callbacks.link.on_closed(link, d->user, err, why);
     dial_later(d);
 }
@@ -84,8 +106,10 @@ static void on_connect(struct loop_stream *s, enum err err)
         failed(d, e.text);
         return;
     }
-    d->delay_ms = 0;
-    d->callbacks.on_up(d, d->user, d->link);
+    if (d->tls == NULL)
+        tell_up(d);
+    else if (link_secure(d->link, d->tls, false, NULL, &e) != ERR_OK)
+        return; /* its end is told */
 }
 
 /* Nothing comes before the link has taken over, or it is kept by the kernel for the link. */
@@ -139,7 +163,7 @@ static void on_timer(struct loop_timer *timer)
     failed(d, "no answer within 2 s");
 }
 
-enum err dialler_new(struct loop *loop, const char *address,
+enum err dialler_new(struct loop *loop, const char *address, struct tls *tls,
                      const struct dialler_callbacks *callbacks, void *user,
                      struct dialler **ret_dialler, struct error *e)
 {
@@ -151,8 +175,11 @@ enum err dialler_new(struct loop *loop, const char *address,
     }
     d->loop = loop;
     d->callbacks = *callbacks;
-    d->link_callbacks = (struct link_callbacks){
-        .on_frame = on_link_frame, .on_drained = on_link_drained, .on_closed = on_link_closed};
+    d->link_callbacks = (struct link_callbacks){.on_secured = on_link_secured,
+                                                .on_frame = on_link_frame,
+                                                .on_drained = on_link_drained,
+                                                .on_closed = on_link_closed};
+    d->tls = tls;
     d->user = user;
     rng_init(&d->rng, clock_mono_ns()); /* jitter only */
     loop_timer_init(&d->timer, on_timer);

@@ -11,14 +11,19 @@
 #pragma once
 #include "base/base.h"
 #include "loop/loop.h"
+#include "wire/tls.h"
 #include <protobuf-c/protobuf-c.h>
 
 #define PROTOCOL_VERSION_MIN 1u
 #define PROTOCOL_VERSION_MAX 1u
+#define LINK_UNHEARD_MS 2000u /* what was sent must be acknowledged by the other side's kernel */
 #define LINK_PENDING_BYTES_MAX (256u * 1024u * 1024u)
 
 struct link; /* opaque, owned by its creator until on_closed */
 struct link_callbacks {
+    /* The other side is known now (link_peer()), before any frame. Not told where there is no TLS.
+     * May be NULL. */
+    void (*on_secured)(struct link *link, void *user);
     /* A whole frame, valid during the call. Unpack with the generated code; an unpack failure is
      * answered with link_close(). */
     void (*on_frame)(struct link *link, void *user, const uint8_t *data, size_t bytes);
@@ -30,6 +35,17 @@ struct link_callbacks {
 /* Takes over a connected socket. */
 must_check enum err link_accept(struct loop *loop, int fd, const struct link_callbacks *callbacks,
                                 void *user, struct link **ret_link, struct error *e);
+/* In the same turn as link_accept(): from the first byte on it speaks TLS. What is sent before the
+ * handshake is done waits for it; it has LINK_HANDSHAKE_MS. Who does not speak TLS is sent
+ * `refusal` in the clear, if not NULL (servers), and closed with ERR_PROTOCOL. ERR_BUSY: `tls` is
+ * not ready; the link is closed then. */
+#define LINK_HANDSHAKE_MS 5000u
+must_check enum err link_secure(struct link *link, struct tls *tls, bool is_server,
+                                const ProtobufCMessage *refusal, struct error *e);
+/* Whom the other side's certificate names. NULL: it has none, or there is no TLS. */
+const struct subject *link_peer(const struct link *link);
+/* A longer frame closes the link with ERR_PROTOCOL. FRAME_BYTES_MAX at first. */
+void link_set_frame_max(struct link *link, size_t bytes);
 void link_send(struct link *link, const ProtobufCMessage *message);
 size_t link_pending_bytes(const struct link *link);
 void link_close(struct link *link, enum err err, const char *why);
@@ -42,7 +58,10 @@ void link_peer_address(const struct link *link, char *ret_text,
                        size_t bytes); /* 64 bytes are enough */
 
 /* Keeps one connection to `address`: dials, tells on_up with a fresh link, and after on_closed
- * dials again, at once the first time, then with exponential delay 10 ms … 1 s with jitter. */
+ * dials again, at once when the link has lived for DIALLER_STEADY_MS or is the first that is lost,
+ * else with exponential delay 10 ms … 1 s with jitter. `tls`: NULL, or how it speaks: then on_up
+ * comes after the handshake, and a handshake that fails is a failed attempt. */
+#define DIALLER_STEADY_MS 1000u
 struct dialler;
 struct dialler_callbacks {
     void (*on_up)(struct dialler *d, void *user, struct link *link); /* send Hello here */
@@ -50,7 +69,7 @@ struct dialler_callbacks {
     /* Each failed attempt; may be NULL. */
     void (*on_failed)(struct dialler *d, void *user, const char *why);
 };
-must_check enum err dialler_new(struct loop *loop, const char *address,
+must_check enum err dialler_new(struct loop *loop, const char *address, struct tls *tls,
                                 const struct dialler_callbacks *callbacks, void *user,
                                 struct dialler **ret_dialler, struct error *e);
 void dialler_free(struct dialler *d); /* closes its link without telling */

@@ -209,7 +209,7 @@ TEST(the_dialler_waits_for_a_server_and_comes_back_after_a_loss)
         .on_failed = on_failed,
         .link = {.on_frame = client_on_frame, .on_closed = client_on_closed}};
     struct dialler *d = NULL;
-    REQUIRE(dialler_new(t.loop, text, &callbacks, &t, &d, &e) == ERR_OK);
+    REQUIRE(dialler_new(t.loop, text, NULL, &callbacks, &t, &d, &e) == ERR_OK);
     run_until(&t, &t.failures, 2);
     CHECK_EQ(t.ups, 0);
     REQUIRE(socket_listen(text, false, &fd, &e) == ERR_OK);

@@ -20,6 +20,7 @@ struct replica {
 };
 struct replicas {
     struct loop *loop;
+    struct credentials *credentials;
     struct replicas_callbacks callbacks;
     void *user;
     uint64_t epoch;
@@ -108,6 +109,29 @@ static void take_hello_wanted(struct replica *p)
     join(p);
 }
 
+static void take_certificates(struct replicas *r, const Dirigent__FromControlPlane *m)
+{
+    if (r->credentials == NULL)
+        return;
+    if (m->roots != NULL)
+        credentials_take_roots(r->credentials, m->roots);
+    if (m->certificate != NULL)
+        credentials_take(r->credentials, m->certificate);
+}
+
+static bool ask_certificate(void *user, const char *csr)
+{
+    struct link *link = replicas_link(user);
+    Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
+    Dirigent__RenewRequest renew = DIRIGENT__RENEW_REQUEST__INIT;
+    if (link == NULL)
+        return false;
+    renew.csr = (char *)csr;
+    m.renew = &renew;
+    link_send(link, &m.base);
+    return true;
+}
+
 static void take(struct replica *p, const Dirigent__FromControlPlane *m)
 {
     if (m->standby != NULL) {
@@ -119,6 +143,7 @@ static void take(struct replica *p, const Dirigent__FromControlPlane *m)
         return;
     }
     p->all->epoch = m->epoch;
+    take_certificates(p->all, m);
     if (m->hello_wanted)
         take_hello_wanted(p);
     else if (p->state == REPLICA_JOINED)
@@ -163,13 +188,14 @@ static enum err add(struct replicas *r, struct str address, struct error *e)
         if (strcmp(r->items[i].address, p->address) == 0)
             return error_set(e, ERR_INVALID, "the control plane %s is given twice", p->address);
     p->all = r;
-    enum err err = dialler_new(r->loop, p->address, &callbacks, p, &p->dialler, e);
+    struct tls *tls = r->credentials != NULL ? credentials_tls(r->credentials) : NULL;
+    enum err err = dialler_new(r->loop, p->address, tls, &callbacks, p, &p->dialler, e);
     if (err == ERR_OK)
         r->count++;
     return err;
 }
 
-enum err replicas_new(struct loop *loop, const char *addresses,
+enum err replicas_new(struct loop *loop, const char *addresses, struct credentials *credentials,
                       const struct replicas_callbacks *callbacks, void *user,
                       struct replicas **ret_replicas, struct error *e)
 {
@@ -178,6 +204,7 @@ enum err replicas_new(struct loop *loop, const char *addresses,
     r->loop = loop;
     r->callbacks = *callbacks;
     r->user = user;
+    r->credentials = credentials;
     for (const char *at = addresses; err == ERR_OK;) {
         size_t bytes = strcspn(at, ",");
         err = add(r, (struct str){at, bytes}, e);
@@ -189,6 +216,8 @@ enum err replicas_new(struct loop *loop, const char *addresses,
         replicas_free(r);
         return err;
     }
+    if (credentials != NULL)
+        credentials_start(credentials, ask_certificate, r);
     *ret_replicas = r;
     return ERR_OK;
 }
@@ -197,6 +226,8 @@ void replicas_free(struct replicas *r)
 {
     if (r == NULL)
         return;
+    if (r->credentials != NULL)
+        credentials_stop(r->credentials);
     for (size_t i = 0; i < r->count; i++)
         dialler_free(r->items[i].dialler);
     free(r);

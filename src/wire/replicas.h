@@ -6,6 +6,7 @@
  * (promises: an order of a leader that was succeeded has no effect). */
 #pragma once
 #include "dirigent.pb-c.h"
+#include "wire/credentials.h"
 #include "wire/link.h"
 
 #define REPLICAS_MAX 9u
@@ -27,8 +28,10 @@ struct replicas_callbacks {
     /* Where messages are unpacked to, each freed before the next comes. NULL: the heap. */
     ProtobufCAllocator *allocator;
 };
-/* `addresses`: "10.0.0.1:9090,10.0.0.2:9090", at most REPLICAS_MAX. Dials all at once. */
+/* `addresses`: "10.0.0.1:9090,10.0.0.2:9090", at most REPLICAS_MAX. Dials all at once.
+ * `credentials` outlive it, and are renewed over its connections; NULL: in the clear. */
 must_check enum err replicas_new(struct loop *loop, const char *addresses,
+                                 struct credentials *credentials,
                                  const struct replicas_callbacks *callbacks, void *user,
                                  struct replicas **ret_replicas, struct error *e);
 void replicas_free(struct replicas *r); /* closes all without telling; NULL does nothing */

@@ -178,7 +178,7 @@ static void start(struct cluster *c)
         (void)snprintf(addresses + strlen(addresses), sizeof(addresses) - strlen(addresses), "%s%s",
                        i > 0 ? "," : "", c->servers[i].address);
     }
-    REQUIRE(replicas_new(c->loop, addresses, &callbacks, c, &c->replicas, &e) == ERR_OK);
+    REQUIRE(replicas_new(c->loop, addresses, NULL, &callbacks, c, &c->replicas, &e) == ERR_OK);
 }
 
 static void end(struct cluster *c)
@@ -283,7 +283,7 @@ static void check_refused(const char *addresses, const char *word)
 {
     struct cluster c = begin();
     struct error e = {0};
-    CHECK(replicas_new(c.loop, addresses, &callbacks, &c, &c.replicas, &e) != ERR_OK);
+    CHECK(replicas_new(c.loop, addresses, NULL, &callbacks, &c, &c.replicas, &e) != ERR_OK);
     if (strstr(e.text, word) == NULL)
         test_fail(__FILE__, __LINE__, "'%s': %s", addresses, e.text);
     loop_run_once(c.loop, 0);

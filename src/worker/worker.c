@@ -55,6 +55,7 @@ struct worker {
     uint64_t sequence;
     bool welcome, said_unreachable, stopping, shutdown_sent, failed;
     char *data_dir, *run_dir, address[64], name[64];
+    struct credentials *credentials;
     int data_lock, run_lock;
 };
 
@@ -337,8 +338,9 @@ static void dial(struct worker *w)
                                                         .on_lost = on_lost,
                                                         .on_failed = on_dial_failed};
     struct error e = {0};
-    if (w->replicas == NULL && replicas_new(w->loop, w->settings.control_plane, &callbacks, w,
-                                            &w->replicas, &e) != ERR_OK) {
+    if (w->replicas == NULL &&
+        replicas_new(w->loop, credentials_addresses(w->credentials), w->credentials, &callbacks, w,
+                     &w->replicas, &e) != ERR_OK) {
         log_error("worker.failed", LOG_STR("why", e.text));
         w->failed = true;
         loop_stop(w->loop);
@@ -472,8 +474,8 @@ static void address_find(struct worker *w)
         (void)snprintf(w->address, sizeof(w->address), "%s", w->settings.address);
         return;
     }
-    cleanup(free_pointer) char *first =
-        mem_printf("%.*s", (int)strcspn(w->settings.control_plane, ","), w->settings.control_plane);
+    const char *all = credentials_addresses(w->credentials);
+    cleanup(free_pointer) char *first = mem_printf("%.*s", (int)strcspn(all, ","), all);
     if (address_parse(first, &peer, &bytes, NULL) == ERR_OK) {
         cleanup(fd_close) int fd = socket(peer.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
         if (fd >= 0 && connect(fd, (struct sockaddr *)&peer, bytes) == 0 &&
@@ -544,9 +546,26 @@ static enum err launcher_configure(const struct worker *w, uid_t uid, struct lau
 
 static void name_find(struct worker *w)
 {
-    (void)snprintf(w->name, sizeof(w->name), "%s", w->settings.name);
+    (void)snprintf(w->name, sizeof(w->name), "%s", credentials_name(w->credentials));
     if (w->name[0] == '\0' && (gethostname(w->name, sizeof(w->name) - 1) < 0 || w->name[0] == '\0'))
         (void)snprintf(w->name, sizeof(w->name), "worker");
+}
+
+/* As the user that will renew it: root's own rights would hide a key that it cannot read. */
+static enum err credentials_open(struct worker *w, uid_t uid, gid_t gid, struct error *e)
+{
+    struct credentials_options options = {.loop = w->loop,
+                                          .tls = w->settings.tls,
+                                          .data_path = w->data_dir,
+                                          .addresses = w->settings.control_plane,
+                                          .role = NODE_WORKER,
+                                          .name = w->settings.name};
+    if (setegid(gid) < 0 || seteuid(uid) < 0)
+        return error_errno(e, "become user %u for a moment", uid);
+    enum err err = credentials_new(&options, &w->credentials, e);
+    if (seteuid(0) < 0 || setegid(0) < 0)
+        return error_errno(e, "become root again");
+    return err;
 }
 
 /* As root; ends without privileges. */
@@ -569,6 +588,12 @@ static enum err root_stage(struct worker *w, int *ret_launcher_fd, struct error 
             program_dir_open(w->settings.run_dir, "worker", uid, gid, &w->run_dir, &w->run_lock, e);
     if (err == ERR_OK && chmod(w->data_dir, 0711) < 0) /* sandboxes reach their code through it */
         err = error_errno(e, "open directory '%s' for passing through", w->data_dir);
+    if (err == ERR_OK) /* before anything is started */
+        err = credentials_open(w, uid, gid, e);
+    if (err != ERR_OK)
+        return err;
+    name_find(w);
+    address_find(w);
     struct launcher_config config;
     if (err == ERR_OK)
         err = launcher_configure(w, uid, &config, e);
@@ -590,7 +615,7 @@ static enum err parts_make(struct worker *w, int launcher_fd, struct error *e)
     char *code cleanup(free_pointer) = mem_printf("%s/code", w->data_dir);
     char *logs cleanup(free_pointer) = mem_printf("%s/logs", w->data_dir);
     struct error http_error = {0};
-    enum err err = loop_new(&w->loop, e);
+    enum err err = ERR_OK;
     w->signals.on_signal = on_signal;
     if (err == ERR_OK)
         err = loop_signals_start(w->loop, &w->signals, signals, ARRAY_COUNT(signals), e);
@@ -647,8 +672,9 @@ int worker_main(int argc, char **argv)
     loop_timer_init(&w.collect_timer, on_collect_timer);
     if (err == ERR_OK) {
         log_init("worker", level_of(w.settings.log_level));
-        name_find(&w);
-        address_find(&w);
+        err = loop_new(&w.loop, &e);
+    }
+    if (err == ERR_OK) {
         err = root_stage(&w, &launcher_fd, &e);
     }
     if (err == ERR_OK)
@@ -660,6 +686,7 @@ int worker_main(int argc, char **argv)
     loop_run(w.loop);
     replicas_free(w.replicas);
     http_server_free(w.http);
+    credentials_free(w.credentials);
     loop_run_once(w.loop, 0);
     launcher_client_free(w.launcher);
     node_free(w.node);

@@ -330,6 +330,14 @@ def sanitizer_reports(text):
     return [line for line in text.splitlines() if "Sanitizer: " in line or ": runtime error: " in line]
 
 
+def cgroups_named(part):
+    """Others may go while we look."""
+    found = []
+    for directory, names, _ in os.walk("/sys/fs/cgroup", onerror=lambda error: None):
+        found += [f"{directory}/{name}" for name in names if part in name]
+    return found
+
+
 def leftovers(cluster):
     """What is there of a cluster that has ended, and what its sanitizers found. Its instance is in the names of all that it
     makes on the host, so that others may run beside it."""
@@ -344,7 +352,7 @@ def leftovers(cluster):
         "interface": [n for n in os.listdir("/sys/class/net") if n.startswith(f"dg{cluster.instance}")],
         "namespace": [n for n in run_text("ip", "netns", "list").splitlines() if cluster.instance in n],
         "nftables": [n for n in run_text("nft", "list", "tables").splitlines() if cluster.instance in n],
-        "cgroup": [str(p) for p in pathlib.Path("/sys/fs/cgroup").glob(f"**/*dirigent-{cluster.instance}*")],
+        "cgroup": cgroups_named(f"dirigent-{cluster.instance}"),
         "socket": [n for n in pathlib.Path("/proc/net/unix").read_text().splitlines() if str(cluster.directory) in n],
     }
     mine += [f"{kind} {name}" for kind, names in named.items() for name in names]

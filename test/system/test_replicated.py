@@ -151,6 +151,8 @@ def test_any_control_plane_answers(make):
         assert status["leader"] == cluster.cluster_addresses[cluster.leader()]
         assert sorted(c["name"] for c in status["control_planes"]) == sorted(cluster.cluster_addresses)
         assert sum(c["leads"] for c in status["control_planes"]) == 1
+        text = cluster.ok("status", at=i).out
+        assert text.count("stands by") == 2 and text.count(", leads") == 1 and "etcd" in text
     # a large body and a long answer through one that does not lead
     follower = (cluster.leader() + 1) % 3
     big = cluster.project({"app.py": APP, "data.txt": "x" * 3_000_000})

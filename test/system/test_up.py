@@ -77,6 +77,21 @@ def test_up_twice_on_one_directory_names_directory_and_process(new_cluster):
     assert first.api("GET", "/readyz").status == 200
 
 
+def test_addresses_and_host_ports_of_another_instance_are_refused(new_cluster):
+    first, second = new_cluster(), new_cluster(start=False)
+    for flags, sentence in [(["--address-pool", first.place.pool], "--address-pool: the addresses"),
+                            (["--host-port-base", str(first.place.host_port_base + 1)], "--host-port-base: the ports")]:
+        second.flags = flags
+        done = run_up(second)
+        assert done.returncode == 1
+        assert sentence in done.stderr and f"overlap those of instance '{first.instance}'" in done.stderr
+        assert leftovers(second) == []
+    second.flags = []
+    second.start()
+    assert second.stop() == 0
+    assert first.api("GET", "/readyz").status == 200 and first.stop() == 0
+
+
 def test_a_damaged_store_is_refused_by_file_name(new_cluster):
     cluster = new_cluster()
     assert cluster.stop() == 0

@@ -1,14 +1,17 @@
 /* etcd.c - libcurl and jansson. */
 #include "control_plane/store/etcd.h"
 #include <curl/curl.h>
+#include <errno.h>
 #include <openssl/evp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define ANSWER_BYTES_MAX (64u * MIB)
+#define ANSWER_BYTES_MAX (16u * MIB) /* what a member sends within an attempt */
 #define GRPC_UNKNOWN 2
+#define GRPC_INVALID_ARGUMENT 3
 #define GRPC_DEADLINE_EXCEEDED 4
 #define GRPC_RESOURCE_EXHAUSTED 8
 #define GRPC_OUT_OF_RANGE 11
@@ -19,8 +22,11 @@ struct etcd {
     size_t count, current;
     char *ca, *cert, *key;
     bool single;
+    const atomic_bool *stop;
+    size_t refused_count; /* attempts in a row that failed over certificates */
+    char story[CURL_ERROR_SIZE];
     CURL *curl;
-    struct curl_slist *headers;
+    struct curl_slist *headers, *watch_headers;
 };
 
 /* ---- where ---- */
@@ -102,6 +108,26 @@ static enum err curl_make(struct etcd *c, struct error *e)
         return error_set(e, ERR_NO_MEMORY, "no HTTP client could be made");
     c->headers = curl_slist_append(c->headers, "Content-Type: application/json");
     c->headers = curl_slist_append(c->headers, "Expect:");
+    c->watch_headers = curl_slist_append(c->watch_headers, "Content-Type: application/json");
+    c->watch_headers = curl_slist_append(c->watch_headers, "Expect:");
+    /* etcd's metadata for "only while you have a leader": a member that is cut off would else keep
+     * a silent watch for ever. */
+    c->watch_headers = curl_slist_append(c->watch_headers, "Grpc-Metadata-hasleader: true");
+    return ERR_OK;
+}
+
+/* libcurl would say it in each attempt, until the deadline, and without the name. */
+static enum err files_check(const struct etcd *c, struct error *e)
+{
+    const char *const files[] = {c->ca, c->cert, c->key};
+    static const char *const what[] = {"authority", "certificate", "key"};
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++)
+        if (files[i] != NULL && access(files[i], R_OK) != 0)
+            return error_set(e, ERR_USAGE, "the file '%s' with the %s for etcd cannot be read: %s",
+                             files[i], what[i], strerror(errno));
+    if ((c->cert == NULL) != (c->key == NULL))
+        return error_set(e, ERR_USAGE,
+                         "a certificate for etcd needs its key, and a key its certificate");
     return ERR_OK;
 }
 
@@ -109,6 +135,8 @@ enum err etcd_open(const char *where, struct etcd **ret_etcd, struct error *e)
 {
     struct etcd *c = mem_new(sizeof(*c));
     enum err err = where_read(c, where, e);
+    if (err == ERR_OK)
+        err = files_check(c, e);
     if (err == ERR_OK)
         err = curl_make(c, e);
     if (err != ERR_OK) {
@@ -149,6 +177,7 @@ void etcd_close(struct etcd *c)
     free(c->cert);
     free(c->key);
     curl_slist_free_all(c->headers);
+    curl_slist_free_all(c->watch_headers);
     if (c->curl != NULL)
         curl_easy_cleanup(c->curl);
     free(c);
@@ -178,6 +207,8 @@ static size_t on_bytes(char *data, size_t size, size_t count, void *user)
 static void request_set(struct etcd *c, const char *url, const char *body, uint32_t attempt_ms)
 {
     curl_easy_reset(c->curl); /* connections stay */
+    c->story[0] = '\0';
+    curl_easy_setopt(c->curl, CURLOPT_ERRORBUFFER, c->story);
     curl_easy_setopt(c->curl, CURLOPT_URL, url);
     curl_easy_setopt(c->curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(c->curl, CURLOPT_NOPROXY, "*");
@@ -202,7 +233,21 @@ static void member_next(struct etcd *c)
     c->current = (c->current + 1) % c->count;
 }
 
-/* What never left us was not carried out. */
+void etcd_avoid(struct etcd *c)
+{
+    member_next(c);
+}
+
+/* A refusal of our certificate comes as an alert, after the handshake, from where libcurl sees but
+ * a failed read. */
+static bool is_certificate(const struct etcd *c, CURLcode code)
+{
+    return code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CERTPROBLEM ||
+           code == CURLE_SSL_CACERT_BADFILE || code == CURLE_SSL_CLIENTCERT ||
+           (strstr(c->story, "alert") != NULL && strstr(c->story, "certificate") != NULL) ||
+           strstr(c->story, "unknown ca") != NULL;
+}
+
 static enum err transport_error(struct etcd *c, CURLcode code, struct error *e)
 {
     bool unsent = code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST ||
@@ -211,8 +256,13 @@ static enum err transport_error(struct etcd *c, CURLcode code, struct error *e)
     curl_off_t connected_us = 0;
     (void)curl_easy_getinfo(c->curl, CURLINFO_PRETRANSFER_TIME_T, &connected_us);
     unsent |= code == CURLE_OPERATION_TIMEDOUT && connected_us == 0;
-    enum err err = error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s",
-                             etcd_endpoint(c), curl_easy_strerror(code));
+    if (code == CURLE_WRITE_ERROR)
+        return error_set(e, ERR_TOO_LARGE, "etcd at %s sent an answer of more than %u bytes",
+                         etcd_endpoint(c), (unsigned)ANSWER_BYTES_MAX);
+    enum err err =
+        error_set(e, unsent ? ERR_UNREACHABLE : ERR_TIMEOUT, "etcd at %s: %s", etcd_endpoint(c),
+                  c->story[0] != '\0' ? c->story : curl_easy_strerror(code));
+    c->refused_count = is_certificate(c, code) ? c->refused_count + 1 : 0;
     member_next(c);
     return err;
 }
@@ -231,6 +281,9 @@ static enum err refusal(struct etcd *c, long status, const json_t *answer, struc
         err = ERR_NO_SPACE;
     else if (code == GRPC_OUT_OF_RANGE)
         err = ERR_STALE;
+    else if (code == GRPC_INVALID_ARGUMENT &&
+             (strstr(text, "too large") != NULL || strstr(text, "too many operations") != NULL))
+        err = ERR_TOO_LARGE;
     else if (code == GRPC_UNAVAILABLE || code == GRPC_DEADLINE_EXCEEDED ||
              code == GRPC_RESOURCE_EXHAUSTED || code == GRPC_UNKNOWN || status >= 500)
         err = ERR_TIMEOUT; /* no leader, leader changed, timed out: it may have been carried out */
@@ -253,6 +306,7 @@ enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint3
     CURLcode code = curl_easy_perform(c->curl);
     if (code != CURLE_OK)
         return transport_error(c, code, e);
+    c->refused_count = 0;
     (void)curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &status);
     json_t *answer = json_loadb(body.bytes > 0 ? body.data : "", body.bytes, 0, NULL);
     if (status == 200 && answer != NULL) {
@@ -271,21 +325,35 @@ enum err etcd_try(struct etcd *c, const char *path, const json_t *request, uint3
     return err;
 }
 
-static uint64_t now_ms(void)
+uint64_t etcd_now_ms(void)
 {
     return clock_mono_ns() / NS_PER_MS;
 }
 
-enum err etcd_read(struct etcd *c, const char *path, const json_t *request, json_t **ret_answer,
-                   struct error *e)
+uint64_t etcd_end_ms(void)
 {
-    uint64_t end_ms = now_ms() + ETCD_DEADLINE_MS;
+    return etcd_now_ms() + ETCD_DEADLINE_MS;
+}
+
+void etcd_stop_by(struct etcd *c, const atomic_bool *stop)
+{
+    c->stop = stop;
+}
+
+enum err etcd_read(struct etcd *c, const char *path, const json_t *request, uint64_t end_ms,
+                   json_t **ret_answer, struct error *e)
+{
     for (size_t attempt = 1;; attempt++) {
         /* One that is large takes longer; a member that hangs is passed over quickly the first time
          * round. */
         uint32_t attempt_ms = attempt <= c->count ? ETCD_ATTEMPT_MS : 8 * ETCD_ATTEMPT_MS;
         enum err err = etcd_try(c, path, request, attempt_ms, ret_answer, e);
-        if ((err != ERR_UNREACHABLE && err != ERR_TIMEOUT) || now_ms() >= end_ms)
+        bool again = err == ERR_UNREACHABLE || err == ERR_TIMEOUT;
+        if (again && c->refused_count >= c->count) {
+            e->code = ERR_PERMISSION; /* the sentence stays */
+            return ERR_PERMISSION;
+        }
+        if (!again || etcd_now_ms() >= end_ms || (c->stop != NULL && atomic_load(c->stop)))
             return err;
         if (attempt % c->count == 0)
             (void)poll(NULL, 0, 20);
@@ -295,12 +363,12 @@ enum err etcd_read(struct etcd *c, const char *path, const json_t *request, json
 /* ---- endless answers ---- */
 
 struct stream {
-    const atomic_bool *stop;
-    uint64_t end_ms;
+    const atomic_bool *stop, *wake;
+    uint64_t end_ms, first_ms; /* first_ms: by when it must have begun */
     etcd_on_message *on_message;
     void *user;
     struct buf line;
-    bool ended; /* by us */
+    bool begun, ended; /* ended: by us */
 };
 
 /* The gateway sends one JSON object a line. */
@@ -315,6 +383,7 @@ static void line_take(struct stream *s, size_t bytes)
 static size_t on_stream_bytes(char *data, size_t size, size_t count, void *user)
 {
     struct stream *s = user;
+    s->begun = true;
     if (s->line.bytes + size * count > ANSWER_BYTES_MAX)
         return 0;
     buf_append(&s->line, data, size * count);
@@ -326,51 +395,121 @@ static size_t on_stream_bytes(char *data, size_t size, size_t count, void *user)
     return s->ended ? 0 : size * count;
 }
 
-static int on_progress(void *user, curl_off_t a, curl_off_t b, curl_off_t c, curl_off_t d)
+static bool goes_on(struct stream *s)
 {
-    struct stream *s = user;
-    s->ended |= atomic_load(s->stop) || now_ms() >= s->end_ms;
-    return s->ended;
+    s->ended |= atomic_load(s->stop) || atomic_load(s->wake) || etcd_now_ms() >= s->end_ms;
+    return !s->ended && (s->begun || etcd_now_ms() < s->first_ms);
 }
 
-/* libcurl asks on_progress once a second only while nothing moves: the multi interface, to be able
- * to look more often. */
-static CURLcode perform(CURL *curl, struct stream *s)
+/* A stream is silent when nothing happens, and when its member is out of reach: every now and then
+ * the member is asked something, whatever it answers. */
+struct probe {
+    CURLM *multi;
+    CURL *curl;
+    uint64_t next_ms;
+    bool running, failed;
+};
+
+static size_t on_probe_bytes(char *data, size_t size, size_t count, void *user)
+{
+    (void)data, (void)user;
+    return size * count;
+}
+
+/* From the stream's handle, with its certificates. */
+static void probe_init(struct probe *p, struct etcd *c, CURLM *multi)
+{
+    cleanup(free_pointer) char *url = mem_printf("%s/v3/kv/range", etcd_endpoint(c));
+    *p = (struct probe){.multi = multi,
+                        .curl = curl_easy_duphandle(c->curl),
+                        .next_ms = etcd_now_ms() + ETCD_PROBE_MS};
+    if (p->curl == NULL)
+        return;
+    curl_easy_setopt(p->curl, CURLOPT_URL, url);
+    curl_easy_setopt(p->curl, CURLOPT_HTTPHEADER, c->headers);
+    curl_easy_setopt(p->curl, CURLOPT_COPYPOSTFIELDS,
+                     "{\"key\":\"AA==\",\"serializable\":true,\"count_only\":true}");
+    curl_easy_setopt(p->curl, CURLOPT_TIMEOUT_MS, (long)ETCD_PROBE_ANSWER_MS);
+    curl_easy_setopt(p->curl, CURLOPT_WRITEFUNCTION, on_probe_bytes);
+}
+
+static void probe_done(struct probe *p)
+{
+    if (p->running)
+        curl_multi_remove_handle(p->multi, p->curl);
+    if (p->curl != NULL)
+        curl_easy_cleanup(p->curl);
+}
+
+static void probe_begin(struct probe *p)
+{
+    if (p->curl == NULL || p->running || etcd_now_ms() < p->next_ms)
+        return;
+    p->running = true;
+    curl_multi_add_handle(p->multi, p->curl);
+}
+
+static void probe_end(struct probe *p, CURLcode result)
+{
+    curl_multi_remove_handle(p->multi, p->curl);
+    p->running = false;
+    p->failed = result != CURLE_OK;
+    p->next_ms = etcd_now_ms() + ETCD_PROBE_MS;
+}
+
+/* The multi interface, to be able to look in between whether it is to end. */
+static CURLcode perform(struct etcd *c, struct stream *s)
 {
     CURLM *multi = curl_multi_init();
-    CURLcode result = CURLE_OUT_OF_MEMORY;
-    int running = 1;
+    CURLcode result = CURLE_OPERATION_TIMEDOUT; /* unless it says otherwise */
+    struct probe probe;
+    bool ended = false;
+    int running, left;
     if (multi == NULL)
-        return result;
-    curl_multi_add_handle(multi, curl);
-    while (running > 0 && on_progress(s, 0, 0, 0, 0) == 0) {
+        return CURLE_OUT_OF_MEMORY;
+    curl_multi_add_handle(multi, c->curl);
+    probe_init(&probe, c, multi);
+    while (!ended && !probe.failed && goes_on(s)) {
         if (curl_multi_perform(multi, &running) != CURLM_OK)
             break;
-        if (running > 0)
+        for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;) {
+            if (m->msg != CURLMSG_DONE)
+                continue;
+            if (m->easy_handle == probe.curl) {
+                probe_end(&probe, m->data.result);
+                continue;
+            }
+            ended = true;
+            result = m->data.result;
+        }
+        if (s->begun)
+            probe_begin(&probe);
+        if (!ended && !probe.failed)
             (void)curl_multi_poll(multi, NULL, 0, 20, NULL);
     }
-    int left;
-    result = CURLE_ABORTED_BY_CALLBACK;
-    for (CURLMsg *m; (m = curl_multi_info_read(multi, &left)) != NULL;)
-        if (m->msg == CURLMSG_DONE)
-            result = m->data.result;
-    curl_multi_remove_handle(multi, curl);
+    probe_done(&probe);
+    curl_multi_remove_handle(multi, c->curl);
     curl_multi_cleanup(multi);
     return result;
 }
 
 enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, uint32_t for_ms,
-                     const atomic_bool *stop, etcd_on_message *on_message, void *user,
-                     struct error *e)
+                     const atomic_bool *stop, const atomic_bool *wake, etcd_on_message *on_message,
+                     void *user, struct error *e)
 {
     cleanup(free_pointer) char *url = mem_printf("%s%s", etcd_endpoint(c), path);
     cleanup(free_pointer) char *text = json_dumps(request, JSON_COMPACT);
-    struct stream s = {
-        .stop = stop, .end_ms = now_ms() + for_ms, .on_message = on_message, .user = user};
+    struct stream s = {.stop = stop,
+                       .wake = wake,
+                       .end_ms = etcd_now_ms() + for_ms,
+                       .first_ms = etcd_now_ms() + 4 * ETCD_ATTEMPT_MS,
+                       .on_message = on_message,
+                       .user = user};
     request_set(c, url, text, 0);
+    curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, c->watch_headers);
     curl_easy_setopt(c->curl, CURLOPT_WRITEFUNCTION, on_stream_bytes);
     curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &s);
-    CURLcode code = perform(c->curl, &s);
+    CURLcode code = perform(c, &s);
     buf_done(&s.line);
     if (s.ended)
         return ERR_OK;

@@ -10,7 +10,9 @@
 #include <stdatomic.h>
 
 #define ETCD_ENDPOINTS_MAX 9u
-#define ETCD_ATTEMPT_MS 250u /* of one member, before the next is asked */
+#define ETCD_ATTEMPT_MS 250u      /* of one member, before the next is asked */
+#define ETCD_PROBE_MS 200u        /* between two looks whether a silent member is still there */
+#define ETCD_PROBE_ANSWER_MS 300u /* it has so long to answer each */
 #define ETCD_DEADLINE_MS \
     7500u /* of the whole: 5 s and twice etcd's election time, during which it holds requests */
 
@@ -26,19 +28,29 @@ bool etcd_allows_single(const struct etcd *c);
 const char *etcd_endpoint(const struct etcd *c); /* the member that is asked next */
 
 /* One attempt at one member; after a failure the next attempt asks the next member.
- * ERR_UNREACHABLE: it was not carried out. ERR_TIMEOUT: nobody knows. ERR_NO_SPACE: refused, etcd
- * is full. ERR_STALE: what was asked for is compacted. ERR_FAILED: refused for another reason,
- * which will not change. */
+ * ERR_UNREACHABLE: there was no connection. ERR_TIMEOUT: no answer. After both nobody knows whether
+ * it was carried out, since a request on a connection that broke may have been sent again on one
+ * that could not be made. ERR_NO_SPACE: refused, etcd is full. ERR_STALE: what was asked for is
+ * compacted. ERR_TOO_LARGE: the answer is, or what is to be written. ERR_FAILED: refused for
+ * another reason, which will not change. */
 must_check enum err etcd_try(struct etcd *c, const char *path, const json_t *request,
                              uint32_t attempt_ms, json_t **ret_answer, struct error *e);
-/* For calls that may be repeated: tries until ETCD_DEADLINE_MS has passed. */
+/* For calls that may be repeated: tries, at least once, until the monotonic clock shows end_ms.
+ * ERR_PERMISSION, sooner: every member refused our certificate, or we theirs. */
 must_check enum err etcd_read(struct etcd *c, const char *path, const json_t *request,
-                              json_t **ret_answer, struct error *e);
+                              uint64_t end_ms, json_t **ret_answer, struct error *e);
+/* *stop ends its reads early, with whatever failed last. NULL: nothing does. */
+void etcd_stop_by(struct etcd *c, const atomic_bool *stop);
+uint64_t etcd_now_ms(void);
+uint64_t etcd_end_ms(void);      /* ETCD_DEADLINE_MS from now */
+void etcd_avoid(struct etcd *c); /* the member that was asked last: the next attempt asks another */
 /* Calls `on_message` for each message of an endless answer (a watch) until it returns false, *stop
- * is set, or for_ms has passed: ERR_OK. Else as etcd_try(). */
+ * or *wake is set, or for_ms has passed: ERR_OK. Else as etcd_try(). A member that loses the
+ * majority ends it, and one that goes out of reach: ERR_TIMEOUT within ETCD_PROBE_MS and
+ * ETCD_PROBE_ANSWER_MS. */
 typedef bool etcd_on_message(void *user, const json_t *message);
 must_check enum err etcd_stream(struct etcd *c, const char *path, const json_t *request,
-                                uint32_t for_ms, const atomic_bool *stop,
+                                uint32_t for_ms, const atomic_bool *stop, const atomic_bool *wake,
                                 etcd_on_message *on_message, void *user, struct error *e);
 
 /* ---- values ---- */

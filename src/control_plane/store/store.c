@@ -18,8 +18,9 @@ struct store {
 
     store_on_lost *on_lost;
     void *on_lost_user;
+    atomic_flag lost_told;      /* both threads may lose the store: the first says so */
     struct loop_post lost_post; /* sent at most once */
-    enum err lost_err;          /* written by the store's thread before lost_post, read after it */
+    enum err lost_err;          /* written before lost_post is sent, read after it */
     struct error lost_error;
 
     struct store_follower follower;
@@ -41,13 +42,18 @@ enum err store_open(const struct store_backend *backend, const char *where,
     struct store *s = mem_new(sizeof(*s));
     s->backend = backend;
     s->last = &s->first;
+    atomic_flag_clear(&s->lost_told);
     enum err err = backend->open(where, &s->self, e);
     if (err != ERR_OK) {
         free(s);
         return err;
     }
+    pthread_condattr_t monotonic; /* the hosts' clocks are set back and forth */
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&s->mutex, NULL);
-    pthread_cond_init(&s->wakeup, NULL);
+    pthread_cond_init(&s->wakeup, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     *ret_store = s;
     return ERR_OK;
 }
@@ -94,7 +100,7 @@ static struct work take_work(struct store *s)
 {
     struct work work = {0};
     struct timespec until;
-    (void)clock_gettime(CLOCK_REALTIME, &until);
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += TIDY_PERIOD_S;
     pthread_mutex_lock(&s->mutex);
     while (s->first == NULL && !s->closing && !s->take && !work.idle)
@@ -139,6 +145,8 @@ static void note_numbers(struct store *s, const struct store_write *batch, enum 
 
 static void tell_lost(struct store *s, enum err err, const struct error *e)
 {
+    if (atomic_flag_test_and_set(&s->lost_told))
+        return;
     s->lost_err = err;
     s->lost_error = *e;
     s->lost_post.on_post = on_lost_post;
@@ -167,8 +175,9 @@ static void take_now(struct store *s)
     p->post.on_post = on_taken_post;
     p->store = s;
     p->err = s->backend->take_epoch(s->self, &p->epoch, &p->error);
+    if (p->err == ERR_OK)
+        p->err = s->backend->catch_up(s->self, &p->error);
     if (p->err == ERR_OK) {
-        s->backend->catch_up(s->self);
         s->epoch = p->epoch;
         p->next_id = s->backend->next_id(s->self);
     }
@@ -195,11 +204,12 @@ static enum err write_batch(struct store *s, struct store_write *batch, enum err
         size_t count = 0;
         enum err err =
             lost != ERR_OK ? lost : s->backend->commit(s->self, s->epoch, batch, &count, e);
-        struct store_write *rest = err == ERR_OK ? chain_cut(batch, count) : NULL;
+        bool is_part = err == ERR_OK || err == ERR_TOO_LARGE;
+        struct store_write *rest = is_part ? chain_cut(batch, count) : NULL;
         note_numbers(s, batch, err, (clock_mono_ns() - begin_ns) / NS_PER_US);
         tell_batch(s, batch, err, e);
         batch = rest;
-        if (err != ERR_OK && err != ERR_NO_SPACE)
+        if (!is_part && err != ERR_NO_SPACE)
             lost = err;
     }
     return lost;

@@ -24,6 +24,8 @@ enum store_kind {
     STORE_DATA_PLANE,
     STORE_SANDBOX, /* in measurements only: ../persisted.h */
     STORE_API_KEY,
+    STORE_AUTHORITY, /* one record: ../trust.h */
+    STORE_TOKEN,
     STORE_KIND_COUNT
 };
 #define STORE_VALUE_BYTES_MAX (4u * 1024u * 1024u)
@@ -37,8 +39,10 @@ struct store_write {
     uint64_t id;      /* > 0 */
     char *value;      /* put; NULL: delete. Owned by the caller, unchanged until on_done */
     uint64_t next_id; /* ids below are used up, also after a delete: kept with the write */
-    /* Told on the loop's thread: ERR_OK is durable. ERR_NO_SPACE: nothing was written, later writes
-     * may succeed. Others: nothing can be known; `on_lost` follows. The write may be freed here. */
+    /* Told on the loop's thread: ERR_OK is durable. ERR_NO_SPACE, ERR_TOO_LARGE: it was not
+     * written, others may be. The rest: nothing can be known; `on_lost` follows. The write may be
+     * freed here.
+     */
     void (*on_done)(struct store_write *write, enum err err, const struct error *e);
     struct { /* private */
         struct loop_post post;
@@ -68,6 +72,8 @@ typedef void store_on_lost(void *user, enum err err, const char *why);
 /* ---- following (only stores that several control planes share; else ERR_UNSUPPORTED) ---- */
 struct store_follower { /* told on the loop's thread, in the order of the store's revisions */
     void *user;
+    /* What is equal to what was told before is not told again. What store_submit() wrote may come
+     * back here. */
     void (*on_record)(void *user, enum store_kind kind, uint64_t id,
                       const char *value); /* NULL: it was deleted */
     /* The newest epoch; our own too. */
@@ -75,7 +81,9 @@ struct store_follower { /* told on the loop's thread, in the order of the store'
     void (*on_synced)(void *user); /* once: all that was there has been told */
     void (*on_reached)(void *user, bool reached, const char *why); /* when that changes */
     /* After store_take(). ERR_OK: we lead, and all that was written before has been told.
-     * ERR_STALE: another was faster. Else: the store was not reached in time. */
+     * ERR_STALE: another was faster. Else: the store was not reached in time, or not all could be
+     * told; then on_epoch may tell of an epoch that is ours and that nobody leads: take the next.
+     */
     void (*on_taken)(void *user, enum err err, uint64_t epoch, uint64_t next_id,
                      const struct error *e);
     store_on_lost *on_lost;

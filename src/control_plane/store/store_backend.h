@@ -19,8 +19,9 @@ struct store_backend {
     must_check enum err (*load)(void *self, store_on_record *on_record, void *user,
                                 uint64_t *ret_next_id, struct error *e);
     /* The first *ret_count (> 0) of the chained writes, all or none, in order, if `epoch` is still
-     * the newest (else ERR_STALE). ERR_NO_SPACE leaves the store usable, any other failure does
-     * not. */
+     * the newest (else ERR_STALE). ERR_NO_SPACE: nothing of the chain was written. ERR_TOO_LARGE:
+     * the first was not written and never will be; *ret_count is 1. After any other failure the
+     * store is not used any more. */
     must_check enum err (*commit)(void *self, uint64_t epoch, const struct store_write *first,
                                   size_t *ret_count, struct error *e);
     void (*tidy)(
@@ -30,8 +31,8 @@ struct store_backend {
     must_check enum err (*follow)(void *self, const struct store_feed *feed,
                                   const atomic_bool *stop, struct error *e);
     /* After take_epoch(), while following: waits until all that was written before the epoch was
-     * taken has been told. */
-    void (*catch_up)(void *self);
+     * taken has been told. ERR_TIMEOUT, ERR_CLOSED: not all is known to have been told. */
+    must_check enum err (*catch_up)(void *self, struct error *e);
     uint64_t (*next_id)(void *self); /* as known from following */
     void (*close)(void *self);
 };

@@ -1,352 +1,305 @@
 /* store_etcd.c - registrations in etcd, shared by several control planes.
  *
- * Keys, all with JSON values that carry `format` and `op`, the id of the operation that wrote them
- * last: /dirigent/epoch                   {epoch, leader} /dirigent/next_id {next_id}
- *   /dirigent/<kind>/<id, 16 digits>  {value}
+ * Safety is the compare in each transaction, and nothing else: every commit compares the revision
+ * of the epoch key to the one that this leader wrote, that of the head (etcd_records.h) to the one
+ * that its last commit wrote, and that of each record to the one that it knows. No lease, no clock.
+ * A commit whose outcome nobody knows is looked for in the head, by its op, before it is tried
+ * again; when the first try is carried out late, it finds other revisions and does nothing.
  *
- * Safety is the compare in each transaction, and nothing else: every write compares the revision of
- * the epoch key to the one that this leader wrote, and the revision of each record to the one that
- * it knows. No lease, no clock. A write whose outcome nobody knows is looked for by its op before
- * it is tried again; when the first try is carried out late, it finds other revisions and does
- * nothing. */
-#include "base/hash.h"
-#include "control_plane/store/etcd.h"
-#include "control_plane/store/store_backend.h"
+ * The head is also how a follower knows that it missed nothing: etcd counts how often a key was
+ * written, so a commit that a watch left out shows as a step of more than one; and whoever takes
+ * the epoch reads in the same transaction which head was the last. */
+#include "control_plane/store/store_etcd_internal.h"
 #include <poll.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
-#define PREFIX "/dirigent/"
-#define PREFIX_END "/dirigent0" /* the character after '/' */
-#define EPOCH_KEY PREFIX "epoch"
-#define NEXT_ID_KEY PREFIX "next_id"
-#define FORMAT 1
-#define TXN_WRITES_MAX 100u          /* etcd's --max-txn-ops is 128 */
-#define TXN_BYTES_MAX (1024u * 1024) /* its --max-request-bytes is 1.5 MiB, of base64 */
-#define PAGE_RECORDS 500
+#define TXN_WRITES_MAX 100u            /* etcd's --max-txn-ops is 128 */
+#define TXN_BYTES_MAX (1024u * 1024)   /* its --max-request-bytes is 1.5 MiB */
+#define VALUE_BYTES_MAX (1350u * 1024) /* of one that is alone in its transaction */
+#define WRITE_BYTES 256u               /* of a write besides its value */
 #define COMPACT_PERIOD_MS (5u * 60 * 1000)
-#define COMPACT_KEPT 2u /* periods */
-#define RELIST_MS 30000u
+#define RETRY_PAUSE_MS 5
+#define OP_BYTES 33u
 #define VERSION_MINOR_MIN 4
 
-static const char *const kind_names[STORE_KIND_COUNT] = {[STORE_FUNCTION] = "functions",
-                                                         [STORE_WORKER] = "workers",
-                                                         [STORE_DATA_PLANE] = "data_planes",
-                                                         [STORE_SANDBOX] = "sandboxes",
-                                                         [STORE_API_KEY] = "api_keys"};
-static_assert(STORE_KIND_COUNT == 5, "each kind has a name");
-
-struct etcd_store {
-    struct etcd *calls, *watch; /* the writing thread's, the following thread's */
-    char *name;                 /* of this control plane, in the epoch key */
-    uint64_t compact_next_ms, compact_revisions[COMPACT_KEPT];
-    pthread_mutex_t mutex; /* guards what follows */
-    pthread_cond_t told;
-    bool epoch_known;
-    uint64_t epoch, epoch_revision, next_id, next_id_revision;
-    uint64_t told_revision; /* the follower has told all up to it; 0: nobody follows */
-    struct map revisions[STORE_KIND_COUNT]; /* id -> mod_revision, of records that are there */
-};
-
 /* ---- small pieces ---- */
-
-static uint64_t now_ms(void)
-{
-    return clock_mono_ns() / NS_PER_MS;
-}
-
-static void pause_ms(int ms)
-{
-    (void)poll(NULL, 0, ms);
-}
-
-static void record_key(enum store_kind kind, uint64_t id, char *ret_key, size_t bytes)
-{
-    (void)snprintf(ret_key, bytes, PREFIX "%s/%016" PRIx64, kind_names[kind], id);
-}
-
-static json_t *key_json(const char *key)
-{
-    return etcd_base64(str_of(key));
-}
 
 static void op_make(char *ret_op)
 {
     uint64_t random[2] = {clock_mono_ns(), 0};
     (void)!getrandom(random, sizeof(random), 0);
-    (void)snprintf(ret_op, 33, "%016" PRIx64 "%016" PRIx64, random[0], random[1]);
+    (void)snprintf(ret_op, OP_BYTES, "%016" PRIx64 "%016" PRIx64, random[0], random[1]);
 }
 
-static json_t *number_json(uint64_t number)
+/* For people who look into etcd; nothing is decided by it. */
+static json_t *time_json(void)
 {
-    return json_sprintf("%" PRIu64, number);
+    char text[32];
+    time_t now = time(NULL);
+    struct tm tm;
+    (void)gmtime_r(&now, &tm);
+    (void)strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &tm);
+    return json_string(text);
 }
 
-/* ---- what is in the values ---- */
-
-struct kv {
-    char key[96];
-    uint64_t mod_revision;
-    json_t *value; /* NULL: of a deleted key */
-};
-
-static void kv_done(struct kv *kv)
+enum err store_etcd_missing(const char *key, struct error *e)
 {
-    json_decref(kv->value);
+    return error_set(e, ERR_CORRUPT,
+                     "etcd's key %s is missing, and others below " ETCD_PREFIX
+                     " are or were there: restore a backup, or delete them all to begin without "
+                     "registrations",
+                     key);
 }
 
-static enum err kv_read(const json_t *json, bool deleted, struct kv *ret_kv, struct error *e)
+enum err store_etcd_take_meta(struct etcd_store *s, const struct etcd_kv *kv, struct error *e)
 {
-    cleanup(buf_done) struct buf key = {0};
-    cleanup(buf_done) struct buf text = {0};
-    *ret_kv = (struct kv){.mod_revision = etcd_number(json, "mod_revision")};
-    if (etcd_unbase64(json_object_get(json, "key"), &key, e) != ERR_OK ||
-        key.bytes >= sizeof(ret_kv->key))
-        return error_set(e, ERR_CORRUPT, "etcd has a key below " PREFIX " that is none of ours");
-    memcpy(ret_kv->key, key.data, key.bytes);
-    if (deleted)
+    uint64_t number = 0;
+    bool is_epoch = strcmp(kv->key, ETCD_EPOCH_KEY) == 0;
+    if (!is_epoch && strcmp(kv->key, ETCD_HEAD_KEY) != 0)
         return ERR_OK;
-    enum err err = etcd_unbase64(json_object_get(json, "value"), &text, e);
-    json_error_t story;
-    ret_kv->value =
-        err == ERR_OK ? json_loadb(text.bytes > 0 ? text.data : "", text.bytes, 0, &story) : NULL;
-    if (!json_is_object(ret_kv->value)) {
-        kv_done(ret_kv);
-        return error_set(e, ERR_CORRUPT, "the value of etcd's key %s is damaged", ret_kv->key);
-    }
-    if (json_integer_value(json_object_get(ret_kv->value, "format")) > FORMAT) {
-        kv_done(ret_kv);
-        return error_set(e, ERR_VERSION, "etcd's key %s was written by a newer Dirigent",
-                         ret_kv->key);
-    }
-    return ERR_OK;
-}
-
-/* False: another key. */
-static bool key_parse(const char *key, enum store_kind *ret_kind, uint64_t *ret_id)
-{
-    const char *at = key + sizeof(PREFIX) - 1;
-    for (int kind = 0; kind < STORE_KIND_COUNT; kind++) {
-        size_t bytes = strlen(kind_names[kind]);
-        if (strncmp(at, kind_names[kind], bytes) != 0 || at[bytes] != '/' ||
-            strlen(at + bytes + 1) != 16)
-            continue;
-        char *end = NULL;
-        *ret_kind = (enum store_kind)kind;
-        *ret_id = strtoull(at + bytes + 1, &end, 16);
-        return *end == '\0' && *ret_id > 0;
-    }
-    return false;
-}
-
-static const char *record_value(const struct kv *kv, struct error *e)
-{
-    const char *value = json_string_value(json_object_get(kv->value, "value"));
-    if (value == NULL)
-        error_set(e, ERR_CORRUPT, "the value of etcd's key %s is damaged: it has no record",
-                  kv->key);
-    return value;
-}
-
-/* Under the mutex. */
-static enum err meta_take(struct etcd_store *s, const struct kv *kv, struct error *e)
-{
-    const json_t *value = kv->value;
-    if (strcmp(kv->key, EPOCH_KEY) == 0) {
-        if (value == NULL || json_integer_value(json_object_get(value, "epoch")) <= 0)
-            return error_set(e, ERR_CORRUPT, "etcd's key " EPOCH_KEY " is damaged or was deleted");
-        if (kv->mod_revision >= s->epoch_revision) {
-            s->epoch = (uint64_t)json_integer_value(json_object_get(value, "epoch"));
-            s->epoch_revision = kv->mod_revision;
-        }
-        s->epoch_known = true;
-    } else if (strcmp(kv->key, NEXT_ID_KEY) == 0 && value != NULL &&
-               kv->mod_revision >= s->next_id_revision) {
-        s->next_id = (uint64_t)json_integer_value(json_object_get(value, "next_id"));
-        s->next_id_revision = kv->mod_revision;
+    if (kv->value == NULL)
+        return error_set(e, ERR_CORRUPT, "etcd's key %s was deleted by something else", kv->key);
+    enum err err = etcd_kv_number(kv, is_epoch ? "epoch" : "next_id", &number, e);
+    if (err != ERR_OK)
+        return err;
+    if (is_epoch && kv->mod_revision >= s->epoch_revision) {
+        s->epoch = number;
+        s->epoch_revision = kv->mod_revision;
+    } else if (!is_epoch && kv->mod_revision >= s->head_revision) {
+        s->next_id = MAX(s->next_id, number);
+        s->head_revision = kv->mod_revision;
     }
     return ERR_OK;
 }
 
 /* ---- reading ---- */
 
-static json_t *range_request(const char *key, const char *end, uint64_t revision)
-{
-    json_t *request = json_object();
-    json_object_set_new(request, "key", key_json(key));
-    if (end != NULL)
-        json_object_set_new(request, "range_end", key_json(end));
-    if (revision > 0)
-        json_object_set_new(request, "revision", number_json(revision));
-    json_object_set_new(request, "limit", json_integer(PAGE_RECORDS));
-    return request;
-}
+struct meta {
+    struct etcd_store *s;
+    bool found;
+};
 
-typedef enum err on_kv(void *user, const struct kv *kv, struct error *e);
-
-/* All keys of [key, end) at `revision` (0: the newest; *ret_revision says which that was), page by
- * page. */
-static enum err range_each(struct etcd *c, const char *key, const char *end, uint64_t revision,
-                           on_kv *on, void *user, uint64_t *ret_revision, struct error *e)
+static enum err on_meta(void *user, const struct etcd_kv *kv, struct error *e)
 {
-    char from[128];
-    (void)snprintf(from, sizeof(from), "%s", key);
-    for (;;) {
-        json_t *request = range_request(from, end, revision), *answer = NULL, *item;
-        enum err err = etcd_read(c, "/v3/kv/range", request, &answer, e);
-        size_t i;
-        json_decref(request);
-        if (err != ERR_OK)
-            return err;
-        if (revision == 0)
-            revision = etcd_number(json_object_get(answer, "header"), "revision");
-        const json_t *items = json_object_get(answer, "kvs");
-        bool more = json_is_true(json_object_get(answer, "more"));
-        json_array_foreach(items, i, item)
-        {
-            struct kv kv = {0};
-            if (err == ERR_OK)
-                err = kv_read(item, false, &kv, e);
-            if (err != ERR_OK)
-                break;
-            err = on(user, &kv, e);
-            (void)snprintf(from, sizeof(from), "%s.",
-                           kv.key); /* nothing of ours lies between a key and this */
-            kv_done(&kv);
-        }
-        json_decref(answer);
-        if (ret_revision != NULL)
-            *ret_revision = revision;
-        if (err != ERR_OK || !more)
-            return err;
-    }
-}
-
-static enum err on_meta(void *user, const struct kv *kv, struct error *e)
-{
-    struct etcd_store *s = user;
-    pthread_mutex_lock(&s->mutex);
-    enum err err = meta_take(s, kv, e);
-    pthread_mutex_unlock(&s->mutex);
+    struct meta *m = user;
+    m->found = true;
+    pthread_mutex_lock(&m->s->mutex);
+    enum err err = store_etcd_take_meta(m->s, kv, e);
+    pthread_mutex_unlock(&m->s->mutex);
     return err;
 }
 
-/* The epoch key as it is now, from a majority. */
+static enum err on_without_epoch(void *user, const struct etcd_kv *kv, struct error *e)
+{
+    return store_etcd_missing(ETCD_EPOCH_KEY, e);
+}
+
+static enum err meta_read(struct etcd_store *s, const char *key, uint64_t *revision,
+                          bool *ret_found, struct error *e)
+{
+    struct meta m = {.s = s};
+    struct etcd_range r = {
+        .etcd = s->calls, .key = key, .revision = *revision, .on = on_meta, .user = &m};
+    enum err err = etcd_range_each(&r, e);
+    *revision = r.revision;
+    *ret_found = m.found;
+    return err;
+}
+
+/* Epoch and head as they are now, from a majority. */
 static enum err epoch_read(struct etcd_store *s, uint64_t *ret_revision, struct error *e)
 {
-    enum err err = range_each(s->calls, EPOCH_KEY, NULL, 0, on_meta, s, ret_revision, e);
+    bool found = false, head_found = false;
+    pthread_mutex_lock(&s->mutex);
+    bool was_there = s->epoch_revision != 0;
+    pthread_mutex_unlock(&s->mutex);
+    *ret_revision = 0;
+    enum err err = meta_read(s, ETCD_EPOCH_KEY, ret_revision, &found, e);
+    if (err == ERR_OK && !found) {
+        struct etcd_range r = {.etcd = s->calls,
+                               .key = ETCD_PREFIX,
+                               .end = ETCD_PREFIX_END,
+                               .revision = *ret_revision,
+                               .on = on_without_epoch};
+        err = was_there ? store_etcd_missing(ETCD_EPOCH_KEY, e) : etcd_range_each(&r, e);
+    }
+    if (err == ERR_OK)
+        err = meta_read(s, ETCD_HEAD_KEY, ret_revision, &head_found, e);
     if (err != ERR_OK)
         return err;
     pthread_mutex_lock(&s->mutex);
     s->epoch_known = true;
     pthread_mutex_unlock(&s->mutex);
-    return range_each(s->calls, NEXT_ID_KEY, NULL, *ret_revision, on_meta, s, NULL, e);
+    return ERR_OK;
 }
 
 /* ---- transactions ---- */
 
-static json_t *compare_revision(const char *key, uint64_t revision)
-{
-    return json_pack("{s:s, s:s, s:o, s:o}", "target", "MOD", "result", "EQUAL", "key",
-                     key_json(key), "mod_revision", number_json(revision));
-}
-
-static json_t *put_of(const char *key, json_t *value)
-{
-    cleanup(free_pointer) char *text = json_dumps(value, JSON_COMPACT);
-    json_decref(value);
-    return json_pack("{s:{s:o, s:o}}", "requestPut", "key", key_json(key), "value",
-                     etcd_base64(str_of(text)));
-}
-
-static json_t *range_of(const char *key)
-{
-    return json_pack("{s:{s:o}}", "requestRange", "key", key_json(key));
-}
-
 struct txn {
-    json_t *compare, *success;
-    const char *probe; /* a key that it writes or deletes; its op says whether it was carried out */
-    bool probe_is_put;
-    uint64_t probe_revision; /* before */
-    const char *op;
+    json_t *compare, *success, *failure; /* arrays */
+    const char *probe; /* the key that tells by its op whether it was carried out */
+    char op[OP_BYTES];
+    json_t *answer; /* NULL: it was found by looking */
 };
+
+static void txn_init(struct txn *t, const char *probe)
+{
+    *t = (struct txn){
+        .compare = json_array(), .success = json_array(), .failure = json_array(), .probe = probe};
+    op_make(t->op);
+}
+
+static void txn_done(struct txn *t)
+{
+    json_decref(t->compare);
+    json_decref(t->success);
+    json_decref(t->failure);
+    json_decref(t->answer);
+}
+
+/* When a compare fails, the answer says what is there, in the order of the compares. */
+static void txn_expect(struct txn *t, const char *key, uint64_t mod_revision)
+{
+    json_array_append_new(t->compare, etcd_compare(key, mod_revision));
+    json_array_append_new(t->failure, etcd_get(key));
+}
 
 struct looked_for {
     const char *op;
-    bool found, is_ours;
-    uint64_t revision;
+    uint64_t revision; /* 0: not found */
 };
 
-static enum err on_looked_for(void *user, const struct kv *kv, struct error *e)
+static enum err on_looked_for(void *user, const struct etcd_kv *kv, struct error *e)
 {
     struct looked_for *l = user;
     const char *op = json_string_value(json_object_get(kv->value, "op"));
-    l->found = true;
-    l->is_ours = op != NULL && strcmp(op, l->op) == 0;
-    l->revision = kv->mod_revision;
+    if (op != NULL && strcmp(op, l->op) == 0)
+        l->revision = kv->mod_revision;
     return ERR_OK;
 }
 
-/* After an attempt whose outcome nobody knows. *ret_done: it was carried out, at *ret_revision. */
-static enum err txn_look(struct etcd_store *s, const struct txn *t, bool *ret_done,
+/* *ret_revision: at which it was carried out; 0: not (yet). */
+static enum err txn_look(struct etcd_store *s, const struct txn *t, uint64_t end_ms,
                          uint64_t *ret_revision, struct error *e)
 {
     struct looked_for l = {.op = t->op};
-    uint64_t revision = 0;
-    enum err err = range_each(s->calls, t->probe, NULL, 0, on_looked_for, &l, &revision, e);
-    if (err != ERR_OK)
-        return err;
-    *ret_done = t->probe_is_put ? l.is_ours : !l.found && t->probe_revision != 0;
-    *ret_revision = t->probe_is_put ? l.revision : revision;
-    return ERR_OK;
+    struct etcd_range r = {
+        .etcd = s->calls, .key = t->probe, .end_ms = end_ms, .on = on_looked_for, .user = &l};
+    enum err err = etcd_range_each(&r, e);
+    *ret_revision = l.revision;
+    return err;
 }
 
-/* ERR_CONFLICT: a compare failed. */
-static enum err txn_run(struct etcd_store *s, const struct txn *t, uint64_t *ret_revision,
+/* Refused, after attempts of which nobody knows what became: one may still be on its way. */
+static enum err txn_refused(struct etcd_store *s, const struct txn *t, uint64_t end_ms,
+                            uint64_t *ret_revision, struct error *e)
+{
+    struct error refusal = *e;
+    enum err err = txn_look(s, t, end_ms, ret_revision, e);
+    if (err != ERR_OK || *ret_revision != 0)
+        return err;
+    return error_set(e, ERR_TIMEOUT, "what became of an earlier attempt is not known; the last: %s",
+                     refusal.text);
+}
+
+/* ERR_CONFLICT: a compare failed; t->answer says which. */
+static enum err txn_run(struct etcd_store *s, struct txn *t, uint64_t *ret_revision,
                         struct error *e)
 {
-    json_t *request = json_pack("{s:O, s:O, s:[o]}", "compare", t->compare, "success", t->success,
-                                "failure", range_of(EPOCH_KEY));
-    uint64_t end_ms = now_ms() + ETCD_DEADLINE_MS;
+    json_t *request = json_pack("{s:O, s:O, s:O}", "compare", t->compare, "success", t->success,
+                                "failure", t->failure);
+    uint64_t end_ms = etcd_end_ms();
+    bool unknown = false;
     enum err err;
-    for (;;) {
-        json_t *answer = NULL;
-        bool done = false;
-        err = etcd_try(s->calls, "/v3/kv/txn", request, ETCD_ATTEMPT_MS, &answer, e);
-        if (err == ERR_OK) {
-            *ret_revision = etcd_number(json_object_get(answer, "header"), "revision");
-            if (!json_is_true(json_object_get(answer, "succeeded")))
-                err = error_set(e, ERR_CONFLICT, "etcd has other revisions than were expected");
-            json_decref(answer);
-            /* A first try that came late may be what is in the way of the second. */
-            if (err == ERR_CONFLICT && txn_look(s, t, &done, ret_revision, e) == ERR_OK && done)
-                err = ERR_OK;
+    *ret_revision = 0;
+    for (;; (void)poll(NULL, 0, RETRY_PAUSE_MS)) {
+        err = etcd_try(s->calls, "/v3/kv/txn", request, ETCD_ATTEMPT_MS, &t->answer, e);
+        if (err != ERR_UNREACHABLE && err != ERR_TIMEOUT)
             break;
-        }
-        bool again = err == ERR_UNREACHABLE || err == ERR_TIMEOUT;
-        if (!again || now_ms() >= end_ms)
+        unknown = true;
+        if (etcd_now_ms() >= end_ms)
             break;
-        if (err == ERR_TIMEOUT && (err = txn_look(s, t, &done, ret_revision, e)) != ERR_OK)
+        if (err == ERR_TIMEOUT)
+            err = txn_look(s, t, end_ms, ret_revision, e);
+        else
+            err = ERR_OK; /* as a rule nothing was sent, and the compares stand for the rest */
+        if (err != ERR_OK || *ret_revision != 0)
             break;
-        if (done)
-            break;
-        pause_ms(5);
     }
     json_decref(request);
+    if (err == ERR_OK && *ret_revision == 0) {
+        *ret_revision = etcd_number(json_object_get(t->answer, "header"), "revision");
+        if (json_is_true(json_object_get(t->answer, "succeeded")))
+            return ERR_OK;
+        /* A first try that came late may be what is in the way of the second. */
+        err = txn_look(s, t, end_ms, ret_revision, e);
+        if (err == ERR_OK && *ret_revision == 0)
+            err = error_set(e, ERR_CONFLICT, "etcd has other revisions than were expected");
+    } else if (unknown && (err == ERR_NO_SPACE || err == ERR_TOO_LARGE)) {
+        err = txn_refused(s, t, end_ms, ret_revision, e);
+    }
     return err;
+}
+
+/* The key of the i-th operation of an answer; NULL: none, or no answer. */
+static const json_t *answer_kv(const json_t *answer, size_t i)
+{
+    const json_t *response = json_array_get(json_object_get(answer, "responses"), i);
+    return json_array_get(json_object_get(json_object_get(response, "response_range"), "kvs"), 0);
 }
 
 /* ---- the epoch ---- */
 
+/* The head as it was when the epoch was taken: nobody but us can write a later one, while the epoch
+ * is ours. */
+static enum err head_take(struct etcd_store *s, const struct txn *t, uint64_t revision,
+                          struct error *e)
+{
+    uint64_t head_revision = 0;
+    if (json_is_true(json_object_get(t->answer, "succeeded"))) {
+        struct etcd_kv kv = {0};
+        const json_t *json = answer_kv(t->answer, 1);
+        enum err err = json != NULL ? etcd_kv_read(json, false, &kv, e) : ERR_OK;
+        struct meta m = {.s = s};
+        if (err == ERR_OK && json != NULL)
+            err = on_meta(&m, &kv, e);
+        head_revision = kv.mod_revision;
+        etcd_kv_done(&kv);
+        if (err != ERR_OK)
+            return err;
+    } else {
+        bool found = false;
+        enum err err = meta_read(s, ETCD_HEAD_KEY, &revision, &found, e);
+        if (err != ERR_OK)
+            return err;
+        head_revision = found ? UINT64_MAX : 0;
+    }
+    pthread_mutex_lock(&s->mutex);
+    /* UINT64_MAX: what was read is the newest, since nobody but us writes another. */
+    s->own_head = MIN(head_revision, s->head_revision);
+    pthread_mutex_unlock(&s->mutex);
+    return ERR_OK;
+}
+
+static void epoch_txn(struct etcd_store *s, struct txn *t, uint64_t epoch, uint64_t before)
+{
+    txn_init(t, ETCD_EPOCH_KEY);
+    txn_expect(t, ETCD_EPOCH_KEY, before);
+    json_t *value = json_pack("{s:i, s:s, s:I, s:s, s:o}", "format", ETCD_FORMAT, "op", t->op,
+                              "epoch", (json_int_t)epoch, "leader", s->name, "time", time_json());
+    json_array_append_new(t->success, etcd_put(ETCD_EPOCH_KEY, value));
+    json_array_append_new(t->success, etcd_get(ETCD_HEAD_KEY));
+}
+
 static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
 {
     struct etcd_store *s = self;
+    struct txn t;
     uint64_t revision = 0;
-    char op[33];
     pthread_mutex_lock(&s->mutex);
     bool known = s->epoch_known;
     pthread_mutex_unlock(&s->mutex);
@@ -354,30 +307,27 @@ static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
     if (err != ERR_OK)
         return err;
     pthread_mutex_lock(&s->mutex);
-    uint64_t epoch = s->epoch, before = s->epoch_revision;
+    uint64_t epoch = s->epoch + 1, before = s->epoch_revision;
     pthread_mutex_unlock(&s->mutex);
-    op_make(op);
-    struct txn t = {.compare = json_pack("[o]", compare_revision(EPOCH_KEY, before)),
-                    .probe = EPOCH_KEY,
-                    .probe_is_put = true,
-                    .probe_revision = before,
-                    .op = op};
-    t.success = json_pack(
-        "[o]", put_of(EPOCH_KEY, json_pack("{s:i, s:s, s:I, s:s}", "format", FORMAT, "op", op,
-                                           "epoch", (json_int_t)(epoch + 1), "leader", s->name)));
+    epoch_txn(s, &t, epoch, before);
     err = txn_run(s, &t, &revision, e);
-    json_decref(t.compare);
-    json_decref(t.success);
+    if (err == ERR_OK)
+        err = head_take(s, &t, revision, e);
+    txn_done(&t);
     pthread_mutex_lock(&s->mutex);
     if (err == ERR_OK) {
-        *ret_epoch = s->epoch = epoch + 1;
-        s->epoch_revision = revision;
+        *ret_epoch = s->own_epoch = epoch;
+        s->own_revision = revision;
+        if (revision > s->epoch_revision) {
+            s->epoch = epoch;
+            s->epoch_revision = revision;
+        }
     } else if (err == ERR_CONFLICT) {
         err = error_set(e, ERR_STALE,
-                        "another control plane has taken epoch %" PRIu64 " or a later one",
-                        epoch + 1);
-        s->epoch_known =
-            s->told_revision > 0; /* who follows is told of it; else it is read again */
+                        "another control plane has taken epoch %" PRIu64 " or a later one", epoch);
+        s->epoch_known = s->told_revision > 0; /* who follows is told; else it is read again */
+    } else if (s->told_revision == 0) {
+        s->epoch_known = false; /* it may be ours */
     }
     pthread_mutex_unlock(&s->mutex);
     return err;
@@ -392,14 +342,14 @@ struct load {
     uint64_t id_max;
 };
 
-static enum err on_load(void *user, const struct kv *kv, struct error *e)
+static enum err on_load(void *user, const struct etcd_kv *kv, struct error *e)
 {
     struct load *l = user;
     enum store_kind kind;
     uint64_t id;
-    if (!key_parse(kv->key, &kind, &id))
+    if (!etcd_key_parse(kv->key, &kind, &id))
         return error_set(e, ERR_CORRUPT, "etcd's key %s is none of ours", kv->key);
-    const char *value = record_value(kv, e);
+    const char *value = etcd_kv_record(kv, e);
     if (value == NULL)
         return ERR_CORRUPT;
     l->id_max = MAX(l->id_max, id);
@@ -417,11 +367,18 @@ static enum err load(void *self, store_on_record *on_record, void *user, uint64_
     uint64_t revision = 0;
     enum err err = epoch_read(s, &revision, e);
     for (int kind = 0; kind < STORE_KIND_COUNT && err == ERR_OK; kind++) {
-        char from[64], end[64];
-        (void)snprintf(from, sizeof(from), PREFIX "%s/", kind_names[kind]);
-        (void)snprintf(end, sizeof(end), PREFIX "%s0", kind_names[kind]);
-        err = range_each(s->calls, from, end, revision, on_load, &l, NULL, e);
+        char from[ETCD_KEY_BYTES], end[ETCD_KEY_BYTES];
+        struct etcd_range r = {.etcd = s->calls,
+                               .key = from,
+                               .end = end,
+                               .revision = revision,
+                               .on = on_load,
+                               .user = &l};
+        etcd_key_range((enum store_kind)kind, from, end, sizeof(from));
+        err = etcd_range_each(&r, e);
     }
+    if (err == ERR_OK && l.id_max > 0 && s->head_revision == 0)
+        err = store_etcd_missing(ETCD_HEAD_KEY, e);
     if (err != ERR_OK)
         return err;
     pthread_mutex_lock(&s->mutex);
@@ -441,118 +398,147 @@ static bool key_is_in(const struct store_write *first, const struct store_write 
     return false;
 }
 
-/* The first write of the chain that is not part of this transaction: a key can be written once in
- * one. */
-static const struct store_write *batch_end(const struct store_write *first)
+/* As a JSON string, in which it is stored. */
+static size_t value_bytes(const char *value)
+{
+    size_t bytes = WRITE_BYTES;
+    if (value == NULL)
+        return bytes;
+    for (const unsigned char *at = (const unsigned char *)value; *at != '\0'; at++)
+        bytes += *at < 0x20 ? 6 : *at == '"' || *at == '\\' ? 2 : 1;
+    return bytes;
+}
+
+/* How many of the chain are one transaction: a key can be written once in one. */
+static size_t batch_count(const struct store_write *first, size_t limit)
 {
     size_t count = 0, bytes = 0;
-    const struct store_write *w = first;
-    for (; w != NULL && count < TXN_WRITES_MAX; w = w->private.next, count++) {
-        bytes += 256 + (w->value != NULL ? strlen(w->value) : 0);
+    for (const struct store_write *w = first; w != NULL && count < limit;
+         w = w->private.next, count++) {
+        bytes += value_bytes(w->value);
         if (count > 0 && (bytes > TXN_BYTES_MAX || key_is_in(first, w)))
             break;
     }
-    return w;
+    return count;
+}
+
+static json_t *write_json(const struct store_write *w, const char *key, const char *op)
+{
+    if (w->value == NULL)
+        return etcd_delete(key);
+    json_t *value =
+        json_pack("{s:i, s:s, s:s}", "format", ETCD_FORMAT, "op", op, "value", w->value);
+    assert(value != NULL); /* JSON texts are UTF-8 */
+    return etcd_put(key, value);
 }
 
 /* Under the mutex. */
-static uint64_t revision_of(const struct etcd_store *s, const struct store_write *w)
+static uint64_t commit_txn(struct etcd_store *s, struct txn *t, const struct store_write *first,
+                           size_t count)
 {
-    return (uint64_t)(uintptr_t)map_get(&s->revisions[w->kind], w->id);
+    uint64_t next_id = s->next_id;
+    txn_init(t, ETCD_HEAD_KEY);
+    txn_expect(t, ETCD_EPOCH_KEY, s->own_revision);
+    txn_expect(t, ETCD_HEAD_KEY, s->head_revision);
+    const struct store_write *w = first;
+    for (size_t i = 0; i < count; i++, w = w->private.next) {
+        char key[ETCD_KEY_BYTES];
+        etcd_key(w->kind, w->id, key, sizeof(key));
+        txn_expect(t, key, (uint64_t)(uintptr_t)map_get(&s->revisions[w->kind], w->id));
+        json_array_append_new(t->success, write_json(w, key, t->op));
+        next_id = MAX(next_id, MAX(w->next_id, w->id + 1));
+    }
+    json_t *head = json_pack("{s:i, s:s, s:I}", "format", ETCD_FORMAT, "op", t->op, "next_id",
+                             (json_int_t)next_id);
+    json_array_append_new(t->success, etcd_put(ETCD_HEAD_KEY, head));
+    return next_id;
 }
 
-static void txn_add(struct etcd_store *s, struct txn *t, const struct store_write *w,
-                    uint64_t *next_id)
+/* Under the mutex. The following thread may have been told of it before. */
+static void commit_note(struct etcd_store *s, const struct store_write *first, size_t count,
+                        uint64_t revision, uint64_t next_id)
 {
-    char key[96];
-    record_key(w->kind, w->id, key, sizeof(key));
-    json_array_append_new(t->compare, compare_revision(key, revision_of(s, w)));
-    if (w->value != NULL)
-        json_array_append_new(t->success, put_of(key, json_pack("{s:i, s:s, s:s}", "format", FORMAT,
-                                                                "op", t->op, "value", w->value)));
-    else
-        json_array_append_new(t->success,
-                              json_pack("{s:{s:o}}", "requestDeleteRange", "key", key_json(key)));
-    *next_id = MAX(*next_id, MAX(w->next_id, w->id + 1));
-}
-
-static void txn_written(struct etcd_store *s, const struct store_write *first,
-                        const struct store_write *end, uint64_t revision, uint64_t next_id)
-{
-    for (const struct store_write *w = first; w != end; w = w->private.next)
+    const struct store_write *w = first;
+    for (size_t i = 0; i < count; i++, w = w->private.next)
         if (w->value != NULL)
             map_put(&s->revisions[w->kind], w->id, (void *)(uintptr_t)revision);
         else
             (void)map_remove(&s->revisions[w->kind], w->id);
-    if (next_id > s->next_id) {
-        s->next_id = next_id;
-        s->next_id_revision = revision;
-    }
+    s->next_id = MAX(s->next_id, next_id);
+    s->head_revision = MAX(s->head_revision, revision);
+    s->written_revision = revision;
+}
+
+static enum err succeeded(struct etcd_store *s, struct error *e)
+{
+    pthread_mutex_lock(&s->mutex);
+    uint64_t epoch = s->epoch;
+    pthread_mutex_unlock(&s->mutex);
+    return error_set(e, ERR_STALE, "another control plane leads now (epoch %" PRIu64 ")", epoch);
 }
 
 /* Who is in the way: another leader, or something that is no control plane. */
-static enum err conflict(struct etcd_store *s, uint64_t epoch, struct error *e)
+static enum err conflict(struct etcd_store *s, const struct txn *t, struct error *e)
 {
+    const json_t *epoch = answer_kv(t->answer, 0), *compare;
+    uint64_t revision = 0;
+    size_t i;
+    if (epoch == NULL)
+        return store_etcd_missing(ETCD_EPOCH_KEY, e);
+    if (etcd_number(epoch, "mod_revision") != s->own_revision) {
+        enum err err = epoch_read(s, &revision, e);
+        return err == ERR_OK ? succeeded(s, e) : err;
+    }
+    json_array_foreach(t->compare, i, compare)
+    {
+        cleanup(buf_done) struct buf key = {0};
+        if (etcd_number(answer_kv(t->answer, i), "mod_revision") ==
+                etcd_number(compare, "mod_revision") ||
+            etcd_unbase64(json_object_get(compare, "key"), &key, e) != ERR_OK)
+            continue;
+        return error_set(e, ERR_CONFLICT, "etcd's key %.*s was changed by something else",
+                         (int)key.bytes, key.data);
+    }
+    return error_set(e, ERR_CONFLICT,
+                     "etcd's keys below " ETCD_PREFIX " were changed by something else");
+}
+
+static enum err commit_part(struct etcd_store *s, uint64_t epoch, const struct store_write *first,
+                            size_t count, struct error *e)
+{
+    struct txn t;
     uint64_t revision = 0;
     pthread_mutex_lock(&s->mutex);
-    uint64_t ours = s->epoch_revision;
+    bool ours = s->own_epoch == epoch && s->epoch_revision <= s->own_revision;
+    uint64_t next_id = ours ? commit_txn(s, &t, first, count) : 0;
     pthread_mutex_unlock(&s->mutex);
-    enum err err = epoch_read(s, &revision, e);
+    if (!ours)
+        return succeeded(s, e);
+    enum err err = txn_run(s, &t, &revision, e);
+    if (err == ERR_CONFLICT)
+        err = conflict(s, &t, e);
+    txn_done(&t);
     if (err != ERR_OK)
         return err;
     pthread_mutex_lock(&s->mutex);
-    bool stale = s->epoch_revision != ours || s->epoch != epoch;
+    commit_note(s, first, count, revision, next_id);
     pthread_mutex_unlock(&s->mutex);
-    return stale ? error_set(e, ERR_STALE, "another control plane leads now (epoch %" PRIu64 ")",
-                             s->epoch)
-                 : error_set(e, ERR_CONFLICT,
-                             "etcd's keys below " PREFIX " were changed by something else");
+    return ERR_OK;
 }
 
 static enum err commit(void *self, uint64_t epoch, const struct store_write *first,
                        size_t *ret_count, struct error *e)
 {
-    struct etcd_store *s = self;
-    const struct store_write *end = batch_end(first);
-    char op[33], probe[96];
-    uint64_t revision = 0, next_id = 0;
-    op_make(op);
-    record_key(first->kind, first->id, probe, sizeof(probe));
-    struct txn t = {.compare = json_array(),
-                    .success = json_array(),
-                    .probe = probe,
-                    .probe_is_put = first->value != NULL,
-                    .op = op};
-    pthread_mutex_lock(&s->mutex);
-    bool ours = s->epoch == epoch;
-    t.probe_revision = revision_of(s, first);
-    json_array_append_new(t.compare, compare_revision(EPOCH_KEY, s->epoch_revision));
-    for (const struct store_write *w = first; w != end; w = w->private.next)
-        txn_add(s, &t, w, &next_id);
-    bool id_is_new = next_id > s->next_id || s->next_id_revision == 0;
-    if (id_is_new)
-        json_array_append_new(
-            t.success,
-            put_of(NEXT_ID_KEY, json_pack("{s:i, s:s, s:I}", "format", FORMAT, "op", op, "next_id",
-                                          (json_int_t)MAX(next_id, s->next_id))));
-    pthread_mutex_unlock(&s->mutex);
-    enum err err = ours
-                       ? txn_run(s, &t, &revision, e)
-                       : error_set(e, ERR_STALE,
-                                   "another control plane leads now (epoch %" PRIu64 ")", s->epoch);
-    json_decref(t.compare);
-    json_decref(t.success);
-    if (err == ERR_CONFLICT)
-        err = conflict(s, epoch, e);
-    if (err != ERR_OK)
-        return err;
-    pthread_mutex_lock(&s->mutex);
-    txn_written(s, first, end, revision, next_id);
-    pthread_mutex_unlock(&s->mutex);
-    *ret_count = 0;
-    for (const struct store_write *w = first; w != end; w = w->private.next)
-        ++*ret_count;
-    return ERR_OK;
+    size_t count = batch_count(first, TXN_WRITES_MAX), bytes = value_bytes(first->value);
+    *ret_count = 1;
+    if (bytes > VALUE_BYTES_MAX)
+        return error_set(e, ERR_TOO_LARGE, "%zu bytes are too large for etcd, which takes %u",
+                         bytes, VALUE_BYTES_MAX);
+    enum err err = commit_part(self, epoch, first, count, e);
+    while (err == ERR_TOO_LARGE && count > 1) /* its limits may have been set lower */
+        err = commit_part(self, epoch, first, count /= 2, e);
+    *ret_count = count;
+    return err;
 }
 
 /* The leader, now and then: history that nobody needs any more goes. */
@@ -560,209 +546,23 @@ static void tidy(void *self)
 {
     struct etcd_store *s = self;
     struct error e = {0};
-    if (now_ms() < s->compact_next_ms)
+    if (etcd_now_ms() < s->compact_next_ms)
         return;
-    s->compact_next_ms = now_ms() + COMPACT_PERIOD_MS;
+    s->compact_next_ms = etcd_now_ms() + COMPACT_PERIOD_MS;
     uint64_t oldest = s->compact_revisions[0];
     pthread_mutex_lock(&s->mutex);
-    uint64_t newest = MAX(s->told_revision, s->epoch_revision);
+    uint64_t newest = MAX(s->told_revision, MAX(s->own_revision, s->written_revision));
     pthread_mutex_unlock(&s->mutex);
     memmove(s->compact_revisions, s->compact_revisions + 1,
             sizeof(s->compact_revisions) - sizeof(uint64_t));
-    s->compact_revisions[COMPACT_KEPT - 1] = newest;
+    s->compact_revisions[STORE_ETCD_COMPACT_KEPT - 1] = newest;
     if (oldest == 0)
         return;
-    json_t *request = json_pack("{s:o}", "revision", number_json(oldest)), *answer = NULL;
+    json_t *request = json_pack("{s:o}", "revision", etcd_number_json(oldest)), *answer = NULL;
     if (etcd_try(s->calls, "/v3/kv/compaction", request, 8 * ETCD_ATTEMPT_MS, &answer, &e) ==
         ERR_OK)
         json_decref(answer);
     json_decref(request); /* a failure is tried again in 5 minutes, with more to gain */
-}
-
-/* ---- following ---- */
-
-struct follow {
-    struct etcd_store *s;
-    const struct store_feed *feed;
-    struct map seen[STORE_KIND_COUNT]; /* of one listing */
-    struct error error;
-    enum err err;
-};
-
-/* What is news is told. Following thread. */
-static enum err follow_kv(struct follow *f, const struct kv *kv, struct error *e)
-{
-    struct etcd_store *s = f->s;
-    enum store_kind kind;
-    uint64_t id;
-    if (!key_parse(kv->key, &kind, &id)) {
-        pthread_mutex_lock(&s->mutex);
-        uint64_t before = s->epoch_revision;
-        enum err err = meta_take(s, kv, e);
-        bool news = err == ERR_OK && strcmp(kv->key, EPOCH_KEY) == 0 && kv->mod_revision >= before;
-        uint64_t epoch = s->epoch;
-        pthread_mutex_unlock(&s->mutex);
-        if (news) {
-            const char *leader = json_string_value(json_object_get(kv->value, "leader"));
-            f->feed->on_epoch(f->feed->user, epoch, leader != NULL ? leader : "");
-        }
-        return err;
-    }
-    const char *value = kv->value != NULL ? record_value(kv, e) : NULL;
-    if (kv->value != NULL && value == NULL)
-        return ERR_CORRUPT;
-    pthread_mutex_lock(&s->mutex);
-    bool news = kv->mod_revision > (uint64_t)(uintptr_t)map_get(&s->revisions[kind], id);
-    if (value != NULL && news)
-        map_put(&s->revisions[kind], id, (void *)(uintptr_t)kv->mod_revision);
-    else if (value == NULL && news)
-        (void)map_remove(&s->revisions[kind], id);
-    s->next_id = MAX(s->next_id, id + 1);
-    pthread_mutex_unlock(&s->mutex);
-    if (news)
-        f->feed->on_record(f->feed->user, kind, id, value);
-    return ERR_OK;
-}
-
-static enum err on_listed(void *user, const struct kv *kv, struct error *e)
-{
-    struct follow *f = user;
-    enum store_kind kind;
-    uint64_t id;
-    if (key_parse(kv->key, &kind, &id))
-        map_put(&f->seen[kind], id, f);
-    return follow_kv(f, kv, e);
-}
-
-/* What was there and is not listed went while nobody looked. */
-static void forget_unseen(struct follow *f, enum store_kind kind, uint64_t revision)
-{
-    struct etcd_store *s = f->s;
-    struct map kept = {0};
-    uint64_t *gone;
-    size_t count = 0;
-    pthread_mutex_lock(&s->mutex);
-    gone = mem_new_array(s->revisions[kind].count + 1, sizeof(*gone));
-    for (size_t i = 0; i < s->revisions[kind].capacity; i++) {
-        const struct map_entry *entry = &s->revisions[kind].entries[i];
-        if (entry->value == NULL)
-            continue;
-        if (map_get(&f->seen[kind], entry->key) != NULL ||
-            (uint64_t)(uintptr_t)entry->value > revision)
-            map_put(&kept, entry->key, entry->value);
-        else
-            gone[count++] = entry->key;
-    }
-    map_done(&s->revisions[kind]);
-    s->revisions[kind] = kept;
-    pthread_mutex_unlock(&s->mutex);
-    for (size_t i = 0; i < count; i++)
-        f->feed->on_record(f->feed->user, kind, gone[i], NULL);
-    free(gone);
-}
-
-static void told_up_to(struct etcd_store *s, uint64_t revision)
-{
-    pthread_mutex_lock(&s->mutex);
-    s->told_revision = MAX(s->told_revision, revision);
-    pthread_cond_broadcast(&s->told);
-    pthread_mutex_unlock(&s->mutex);
-}
-
-static enum err list_all(struct follow *f, uint64_t *ret_revision, struct error *e)
-{
-    enum err err = range_each(f->s->watch, PREFIX, PREFIX_END, 0, on_listed, f, ret_revision, e);
-    for (int kind = 0; kind < STORE_KIND_COUNT; kind++) {
-        if (err == ERR_OK)
-            forget_unseen(f, (enum store_kind)kind, *ret_revision);
-        map_done(&f->seen[kind]);
-    }
-    if (err != ERR_OK)
-        return err;
-    pthread_mutex_lock(&f->s->mutex);
-    f->s->epoch_known = true; /* also that there is none yet */
-    pthread_mutex_unlock(&f->s->mutex);
-    told_up_to(f->s, *ret_revision);
-    return ERR_OK;
-}
-
-static bool on_watch_message(void *user, const json_t *message)
-{
-    struct follow *f = user;
-    const json_t *result = json_object_get(message, "result"),
-                 *events = json_object_get(result, "events");
-    json_t *event;
-    size_t i;
-    if (result == NULL || json_is_true(json_object_get(result, "canceled")))
-        return false; /* compacted, or the member goes: list again */
-    json_array_foreach(events, i, event)
-    {
-        const char *type = json_string_value(json_object_get(event, "type"));
-        struct kv kv = {0};
-        f->err = kv_read(json_object_get(event, "kv"), type != NULL && strcmp(type, "DELETE") == 0,
-                         &kv, &f->error);
-        if (f->err == ERR_OK)
-            f->err = follow_kv(f, &kv, &f->error);
-        kv_done(&kv);
-        if (f->err != ERR_OK)
-            return false;
-    }
-    told_up_to(f->s, etcd_number(json_object_get(result, "header"), "revision"));
-    return true;
-}
-
-static enum err watch(struct follow *f, uint64_t revision, const atomic_bool *stop, struct error *e)
-{
-    json_t *request =
-        json_pack("{s:{s:o, s:o, s:o}}", "create_request", "key", key_json(PREFIX), "range_end",
-                  key_json(PREFIX_END), "start_revision", number_json(revision + 1));
-    f->err = ERR_OK;
-    enum err err =
-        etcd_stream(f->s->watch, "/v3/watch", request, RELIST_MS, stop, on_watch_message, f, e);
-    json_decref(request);
-    if (f->err != ERR_OK)
-        *e = f->error;
-    return f->err != ERR_OK ? f->err : err;
-}
-
-static bool is_for_ever(enum err err)
-{
-    return err == ERR_CORRUPT || err == ERR_VERSION;
-}
-
-static enum err follow(void *self, const struct store_feed *feed, const atomic_bool *stop,
-                       struct error *e)
-{
-    struct follow f = {.s = self, .feed = feed};
-    bool synced = false;
-    while (!atomic_load(stop)) {
-        uint64_t revision = 0;
-        enum err err = list_all(&f, &revision, e);
-        if (err == ERR_OK && !synced)
-            feed->on_synced(feed->user);
-        synced |= err == ERR_OK;
-        if (err == ERR_OK)
-            err = watch(&f, revision, stop, e);
-        if (is_for_ever(err))
-            return err;
-        feed->on_reached(feed->user, err == ERR_OK, err == ERR_OK ? "" : e->text);
-        if (err != ERR_OK)
-            pause_ms(50);
-    }
-    return ERR_OK;
-}
-
-static void catch_up(void *self)
-{
-    struct etcd_store *s = self;
-    struct timespec end;
-    (void)clock_gettime(CLOCK_REALTIME, &end);
-    end.tv_sec += 30; /* a listing in between may be large */
-    pthread_mutex_lock(&s->mutex);
-    while (s->told_revision < s->epoch_revision &&
-           pthread_cond_timedwait(&s->told, &s->mutex, &end) == 0)
-        ;
-    pthread_mutex_unlock(&s->mutex);
 }
 
 static uint64_t next_id(void *self)
@@ -779,7 +579,7 @@ static uint64_t next_id(void *self)
 static enum err check_version(struct etcd_store *s, struct error *e)
 {
     json_t *answer = NULL;
-    enum err err = etcd_read(s->calls, "/version", NULL, &answer, e);
+    enum err err = etcd_read(s->calls, "/version", NULL, etcd_end_ms(), &answer, e);
     if (err != ERR_OK)
         return err;
     const char *text = json_string_value(json_object_get(answer, "etcdserver"));
@@ -796,7 +596,8 @@ static enum err check_version(struct etcd_store *s, struct error *e)
 static enum err check_members(struct etcd_store *s, struct error *e)
 {
     json_t *request = json_object(), *answer = NULL, *member;
-    enum err err = etcd_read(s->calls, "/v3/cluster/member/list", request, &answer, e);
+    enum err err =
+        etcd_read(s->calls, "/v3/cluster/member/list", request, etcd_end_ms(), &answer, e);
     size_t i, voters = 0;
     json_decref(request);
     if (err != ERR_OK)
@@ -835,10 +636,14 @@ static enum err store_etcd_open(const char *where, void **ret_self, struct error
 {
     struct etcd_store *s = mem_new(sizeof(*s));
     const char *at = strchr(where, '@');
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&s->mutex, NULL);
-    pthread_cond_init(&s->told, NULL);
+    pthread_cond_init(&s->told, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     s->name = mem_strndup(where, at != NULL ? (size_t)(at - where) : 0);
-    s->compact_next_ms = now_ms() + COMPACT_PERIOD_MS;
+    s->compact_next_ms = etcd_now_ms() + COMPACT_PERIOD_MS;
     enum err err = etcd_open(at != NULL ? at + 1 : where, &s->calls, e);
     if (err == ERR_OK)
         err = etcd_copy(s->calls, &s->watch, e);
@@ -861,8 +666,8 @@ const struct store_backend store_etcd = {
     .load = load,
     .commit = commit,
     .tidy = tidy,
-    .follow = follow,
-    .catch_up = catch_up,
+    .follow = store_etcd_follow,
+    .catch_up = store_etcd_catch_up,
     .next_id = next_id,
     .close = store_etcd_close,
 };

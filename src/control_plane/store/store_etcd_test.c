@@ -1,7 +1,7 @@
 /* store_etcd_test.c - the conformance suite on a real etcd of three members, and what happens to
  * its members: killed, stopped, cut off from a majority. Skipped where there is no etcd. */
 #include "control_plane/store/etcd.h"
-#include "control_plane/store/store_conformance.h"
+#include "control_plane/store/store_standby.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -20,7 +20,8 @@ struct member {
     char directory[96];
 };
 struct cluster {
-    char directory[64], where[400];
+    char directory[64], where[600];
+    bool tls; /* with ca.pem, cert.pem and key.pem of the directory, asked of clients too */
     struct member members[MEMBERS];
 };
 
@@ -47,7 +48,11 @@ static void member_start(struct cluster *c, unsigned index, const char *all, boo
     struct member *m = &c->members[index];
     char name[8], client[64], peer[64], log[128];
     (void)snprintf(name, sizeof(name), "m%u", index);
-    (void)snprintf(client, sizeof(client), "http://127.0.0.1:%u", m->client_port);
+    (void)snprintf(client, sizeof(client), "%s://127.0.0.1:%u", c->tls ? "https" : "http",
+                   m->client_port);
+    cleanup(free_pointer) char *ca = mem_printf("%s/ca.pem", c->directory);
+    cleanup(free_pointer) char *cert = mem_printf("%s/cert.pem", c->directory);
+    cleanup(free_pointer) char *key = mem_printf("%s/key.pem", c->directory);
     (void)snprintf(peer, sizeof(peer), "http://127.0.0.1:%u", m->peer_port);
     (void)snprintf(log, sizeof(log), "%s.log", m->directory);
     m->pid = fork();
@@ -58,11 +63,32 @@ static void member_start(struct cluster *c, unsigned index, const char *all, boo
     (void)dup2(fd, 1);
     (void)dup2(fd, 2);
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execl("/usr/bin/etcd", "etcd", "--name", name, "--data-dir", m->directory,
-          "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls",
-          peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", all,
-          "--initial-cluster-state", is_new ? "new" : "existing", "--heartbeat-interval", "20",
-          "--election-timeout", "200", (char *)NULL);
+    const char *tls[] = {
+        "--client-cert-auth", "--trusted-ca-file", ca, "--cert-file", cert, "--key-file", key};
+    const char *arguments[32] = {"etcd",
+                                 "--name",
+                                 name,
+                                 "--data-dir",
+                                 m->directory,
+                                 "--listen-client-urls",
+                                 client,
+                                 "--advertise-client-urls",
+                                 client,
+                                 "--listen-peer-urls",
+                                 peer,
+                                 "--initial-advertise-peer-urls",
+                                 peer,
+                                 "--initial-cluster",
+                                 all,
+                                 "--initial-cluster-state",
+                                 is_new ? "new" : "existing",
+                                 "--heartbeat-interval",
+                                 "20",
+                                 "--election-timeout",
+                                 "200"};
+    if (c->tls)
+        memcpy(arguments + 19, tls, sizeof(tls));
+    execv("/usr/bin/etcd", (char **)arguments);
     _exit(127);
 }
 
@@ -74,13 +100,17 @@ static void members_text(const struct cluster *c, unsigned count, char *ret_text
                        "%sm%u=http://127.0.0.1:%u", i > 0 ? "," : "", i, c->members[i].peer_port);
 }
 
-static void cluster_start(struct cluster *c, unsigned count)
+static void cluster_prepare(struct cluster *c)
 {
-    char all[200];
     *c = (struct cluster){0};
     (void)snprintf(c->directory, sizeof(c->directory), "%s/store-etcd-XXXXXX",
                    access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     REQUIRE(mkdtemp(c->directory) != NULL);
+}
+
+static void cluster_begin(struct cluster *c, unsigned count)
+{
+    char all[200];
     (void)snprintf(c->where, sizeof(c->where), "me@");
     for (unsigned i = 0; i < count; i++) {
         struct member *m = &c->members[i];
@@ -88,11 +118,22 @@ static void cluster_start(struct cluster *c, unsigned count)
         m->peer_port = free_port();
         (void)snprintf(m->directory, sizeof(m->directory), "%s/m%u", c->directory, i);
         (void)snprintf(c->where + strlen(c->where), sizeof(c->where) - strlen(c->where),
-                       "%shttp://127.0.0.1:%u", i > 0 ? "," : "", m->client_port);
+                       "%s%s://127.0.0.1:%u", i > 0 ? "," : "", c->tls ? "https" : "http",
+                       m->client_port);
     }
+    if (c->tls)
+        (void)snprintf(c->where + strlen(c->where), sizeof(c->where) - strlen(c->where),
+                       "?ca=%s/ca.pem&cert=%s/cert.pem&key=%s/key.pem", c->directory, c->directory,
+                       c->directory);
     members_text(c, count, all, sizeof(all));
     for (unsigned i = 0; i < count; i++)
         member_start(c, i, all, true);
+}
+
+static void cluster_start(struct cluster *c, unsigned count)
+{
+    cluster_prepare(c);
+    cluster_begin(c, count);
 }
 
 /* Until a majority answers. */
@@ -103,7 +144,7 @@ static void cluster_wait(const struct cluster *c)
     REQUIRE(etcd_open(strchr(c->where, '@') + 1, &calls, &e) == ERR_OK);
     for (int i = 0;; i++) {
         json_t *request = json_pack("{s:o}", "key", etcd_base64(STR("x"))), *answer = NULL;
-        enum err err = etcd_read(calls, "/v3/kv/range", request, &answer, &e);
+        enum err err = etcd_read(calls, "/v3/kv/range", request, etcd_end_ms(), &answer, &e);
         json_decref(request);
         json_decref(answer);
         if (err == ERR_OK)
@@ -149,7 +190,7 @@ static struct cluster *shared(void)
     REQUIRE(etcd_open(strchr(c.where, '@') + 1, &calls, &e) == ERR_OK);
     json_t *answer = NULL, *request = json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/")),
                                                 "range_end", etcd_base64(STR("/dirigent0")));
-    REQUIRE(etcd_read(calls, "/v3/kv/deleterange", request, &answer, &e) == ERR_OK);
+    REQUIRE(etcd_read(calls, "/v3/kv/deleterange", request, etcd_end_ms(), &answer, &e) == ERR_OK);
     json_decref(request);
     json_decref(answer);
     etcd_close(calls);
@@ -248,89 +289,6 @@ TEST(of_two_who_take_the_same_epoch_one_does)
     buf_done(&unused.records);
     store_etcd.close(a);
     store_etcd.close(b);
-}
-
-struct standby {
-    struct loop *loop;
-    struct store *store;
-    struct buf told;
-    uint64_t epoch, taken_epoch, next_id;
-    unsigned synced, taken, lost;
-    enum err taken_err;
-    bool reached;
-};
-
-static void standby_on_record(void *user, enum store_kind kind, uint64_t id, const char *value)
-{
-    struct standby *s = user;
-    buf_printf(&s->told, "%d/%" PRIu64 "=%s\n", (int)kind, id, value != NULL ? value : "(none)");
-}
-static void standby_on_epoch(void *user, uint64_t epoch, const char *leader)
-{
-    struct standby *s = user;
-    s->epoch = epoch;
-    CHECK_STR(leader, "me");
-}
-static void standby_on_synced(void *user)
-{
-    struct standby *s = user;
-    s->synced++;
-}
-static void standby_on_reached(void *user, bool reached, const char *why)
-{
-    struct standby *s = user;
-    s->reached = reached;
-}
-static void standby_on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
-                             const struct error *e)
-{
-    struct standby *s = user;
-    s->taken++;
-    s->taken_err = err;
-    s->taken_epoch = epoch;
-    s->next_id = next_id;
-}
-static void standby_on_lost(void *user, enum err err, const char *why)
-{
-    struct standby *s = user;
-    s->lost++;
-}
-
-static void standby_start(struct standby *s, const char *where)
-{
-    struct error e = {0};
-    *s = (struct standby){0};
-    struct store_follower follower = {s,
-                                      standby_on_record,
-                                      standby_on_epoch,
-                                      standby_on_synced,
-                                      standby_on_reached,
-                                      standby_on_taken,
-                                      standby_on_lost};
-    REQUIRE(loop_new(&s->loop, &e) == ERR_OK);
-    REQUIRE(store_open(&store_etcd, where, &s->store, &e) == ERR_OK);
-    REQUIRE(store_follow(s->store, s->loop, &follower, &e) == ERR_OK);
-}
-
-static void standby_end(struct standby *s)
-{
-    store_stop(s->store);
-    loop_run_once(s->loop, 0);
-    store_close(s->store);
-    loop_free(s->loop);
-    buf_done(&s->told);
-}
-
-#define UNTIL(s, condition)                               \
-    do {                                                  \
-        for (int i_ = 0; i_ < 1500 && !(condition); i_++) \
-            loop_run_once((s)->loop, 10);                 \
-        CHECK(condition);                                 \
-    } while (0)
-
-static bool was_told(const struct standby *s, const char *text)
-{
-    return s->told.bytes > 0 && memmem(s->told.data, s->told.bytes, text, strlen(text)) != NULL;
 }
 
 TEST(a_standby_is_told_what_is_there_and_what_changes_and_takes_over_knowing_all)
@@ -463,6 +421,142 @@ TEST(without_a_majority_a_write_fails_in_time_and_the_owner_is_told)
     cluster_end(&c);
 }
 
+/* Standby and leader ask the same member; it stands still, and then the leader is gone. */
+TEST(a_standby_whose_member_hangs_takes_over_knowing_all)
+{
+    struct cluster c;
+    struct bench leader;
+    struct standby s;
+    NEEDS_ETCD();
+    cluster_start(&c, MEMBERS);
+    cluster_wait(&c);
+    bench_open_at(&leader, &store_etcd, c.where);
+    standby_start(&s, c.where);
+    UNTIL(&s, s.synced == 1 && s.epoch == 1);
+    REQUIRE(kill(c.members[0].pid, SIGSTOP) == 0);
+    CHECK_EQ(put(&leader, STORE_FUNCTION, 7, "seven"), ERR_OK); /* the standby hears nothing */
+    uint64_t begin_ns = clock_mono_ns();
+    store_take(s.store);
+    UNTIL(&s, s.taken == 1);
+    CHECK_EQ(s.taken_err, ERR_OK);
+    CHECK(was_told(&s, "0/7=seven\n"));
+    CHECK((clock_mono_ns() - begin_ns) / NS_PER_MS < 5000); /* an election of etcd's is in it */
+    (void)kill(c.members[0].pid, SIGCONT);
+    bench_close(&leader);
+    standby_end(&s);
+    cluster_end(&c);
+}
+
+TEST(a_standby_notices_that_the_majority_is_gone_and_that_it_is_back)
+{
+    struct cluster c;
+    struct standby s;
+    struct bench b;
+    char all[200];
+    NEEDS_ETCD();
+    cluster_start(&c, MEMBERS);
+    cluster_wait(&c);
+    members_text(&c, MEMBERS, all, sizeof(all));
+    standby_start(&s, c.where);
+    UNTIL(&s, s.reached);
+    member_end(&c.members[1]); /* its watch is on the first */
+    member_end(&c.members[2]);
+    UNTIL(&s, !s.reached);
+    CHECK(s.why[0] != '\0');
+    member_start(&c, 1, all, false);
+    UNTIL(&s, s.reached);
+    bench_open_at(&b, &store_etcd, c.where); /* and writes are possible again */
+    CHECK_EQ(put(&b, STORE_FUNCTION, 1, "one"), ERR_OK);
+    UNTIL(&s, was_told(&s, "0/1=one\n"));
+    bench_close(&b);
+    standby_end(&s);
+    cluster_end(&c);
+}
+
+/* 18 MB, of which no answer takes more than 16 MiB of base64. */
+TEST(large_records_are_read_in_smaller_pages)
+{
+    enum { COUNT = 18, BYTES = 1000000 };
+    struct bench b;
+    struct standby s;
+    NEEDS_ETCD();
+    const char *where = shared()->where;
+    char *value = mem_new(BYTES + 1);
+    memset(value, 'x', BYTES);
+    bench_open_at(&b, &store_etcd, where);
+    for (uint64_t id = 1; id <= COUNT; id++)
+        CHECK_EQ(put(&b, STORE_FUNCTION, id, value), ERR_OK);
+    bench_close(&b);
+    bench_open_at(&b, &store_etcd, where);
+    CHECK(b.records.bytes > (size_t)COUNT * BYTES);
+    standby_start(&s, where);
+    UNTIL(&s, s.synced == 1);
+    CHECK(s.told.bytes > (size_t)COUNT * BYTES);
+    standby_end(&s);
+    bench_close(&b);
+    free(value);
+}
+
+/* ---- TLS ---- */
+
+static void run_in(const char *directory, const char *command)
+{
+    cleanup(free_pointer) char *text =
+        mem_printf("cd %s && { %s; } >>openssl.log 2>&1", directory, command);
+    REQUIRE(system(text) == 0);
+}
+
+/* An authority, and a certificate of it for 127.0.0.1, used by members and client alike. */
+static void certificates_make(const struct cluster *c)
+{
+    run_in(c->directory,
+           "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+           "-subj /CN=authority -keyout ca.key -out ca.pem && "
+           "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+           "-subj /CN=other -keyout other.key -out other.pem && "
+           "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=member "
+           "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.csr && "
+           "printf 'subjectAltName=IP:127.0.0.1\n' >extensions && "
+           "openssl x509 -req -in cert.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 "
+           "-extfile extensions -out cert.pem");
+}
+
+TEST(with_certificates_it_works_and_with_wrong_ones_it_says_why)
+{
+    struct cluster c;
+    struct bench b;
+    struct standby s;
+    void *self = NULL;
+    struct error e = {0};
+    NEEDS_ETCD();
+    cluster_prepare(&c);
+    c.tls = true;
+    certificates_make(&c);
+    cluster_begin(&c, MEMBERS);
+    cluster_wait(&c);
+    bench_open_at(&b, &store_etcd, c.where);
+    CHECK_EQ(put(&b, STORE_FUNCTION, 1, "one"), ERR_OK);
+    standby_start(&s, c.where);
+    UNTIL(&s, was_told(&s, "0/1=one\n"));
+    CHECK_EQ(put(&b, STORE_FUNCTION, 2, "two"), ERR_OK);
+    UNTIL(&s, was_told(&s, "0/2=two\n"));
+    standby_end(&s);
+    bench_close(&b);
+    uint16_t port = c.members[0].client_port;
+    cleanup(free_pointer) char *wrong =
+        mem_printf("me@https://127.0.0.1:%u?ca=%s/other.pem&cert=%s/cert.pem&key=%s/key.pem", port,
+                   c.directory, c.directory, c.directory);
+    uint64_t begin_ns = clock_mono_ns();
+    CHECK_EQ(store_etcd.open(wrong, &self, &e), ERR_PERMISSION);
+    CHECK(strstr(e.text, "certificate") != NULL);
+    cleanup(free_pointer) char *none =
+        mem_printf("me@https://127.0.0.1:%u?ca=%s/ca.pem", port, c.directory);
+    CHECK_EQ(store_etcd.open(none, &self, &e), ERR_PERMISSION);
+    CHECK(strstr(e.text, "certificate") != NULL);
+    CHECK(clock_mono_ns() - begin_ns < 2 * NS_PER_S); /* it will not get better */
+    cluster_end(&c);
+}
+
 TEST(a_single_member_is_refused_unless_it_is_wanted)
 {
     struct cluster c;
@@ -508,7 +602,7 @@ TEST(a_damaged_key_is_named)
     json_t *request =
         json_pack("{s:o, s:o}", "key", etcd_base64(STR("/dirigent/functions/0000000000000005")),
                   "value", etcd_base64(STR("{\"format\":1,\"op\":\"x\"}")));
-    REQUIRE(etcd_read(calls, "/v3/kv/put", request, &answer, &e) == ERR_OK);
+    REQUIRE(etcd_read(calls, "/v3/kv/put", request, etcd_end_ms(), &answer, &e) == ERR_OK);
     json_decref(request);
     json_decref(answer);
     etcd_close(calls);
