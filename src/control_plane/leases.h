@@ -43,9 +43,9 @@ void leases_function_done(struct core_function *f);
 
 /* It serves no more (it drains or is gone): before its state changes. */
 void leases_sandbox_leaves(struct control *c, struct core_sandbox *s);
-/* It is gone, and data planes were told. One that is away has not heard of that, and keeps its entry.
- * May it come back, with a worker that was only given up, all others must say first that they have
- * nothing there. */
+/* It is gone, and data planes were told. One that is away has not heard of that, and keeps its
+ * entry. May it come back, with a worker that was only given up, all others must say first that
+ * they have nothing there. */
 void leases_sandbox_gone(struct control *c, const struct core_sandbox *s, bool may_come_back);
 /* Data planes, alive or only just away, that may have requests there: a mask. */
 uint64_t leases_holders(const struct control *c, uint64_t sandbox_id);

@@ -549,10 +549,12 @@ static void sandbox_retire(struct router *c, uint64_t sandbox_id)
 {
     struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
     s->forget_when_idle = true;
-    if (s->drained)
+    if (s->drained) { /* perhaps after our Hello, which said that it was not */
+        tell_drained(c, sandbox_id);
         sandbox_forget(c, s);
-    else
+    } else {
         sandbox_drain(c, sandbox_id);
+    }
 }
 
 static void on_readmit(struct loop_timer *timer)

@@ -124,7 +124,8 @@ static const struct request *waiting_of(const struct sim *s, const struct route 
 
 /* Longer than it takes to ask, to give back, to grant, and the time that a slot stays. */
 #define HELPLESS_MS 60u
-#define HELPLESS_LATE_MS 1000u /* while frames may be late */
+#define HELPLESS_LATE_MS 1000u  /* while frames may be late */
+#define HELPLESS_UNTOLD_MS 500u /* a data plane's next report, where nothing is urgent */
 
 static bool is_well(const struct sim *s)
 {
@@ -151,20 +152,25 @@ static bool has_idle(const struct sim *s, const struct plane *p, uint64_t functi
     return false;
 }
 
-/* It has slots of a sandbox that refused it: that is another trouble. */
-static bool has_ejected(const struct sim *s, const struct route *r)
+/* It has slots of a sandbox that refused it: that is another trouble. Or, since the concurrency was
+ * lowered, it is to end what it has in one that serves: what begins there again, when the
+ * concurrency has been raised meanwhile, begins after that. */
+static bool has_hindrance(const struct sim *s, const struct route *r)
 {
     size_t cursor = 0;
-    for (struct endpoint *e; (e = map_next(&s->planes[r->plane].endpoints, &cursor)) != NULL;)
-        if (e->route == r && e->user->is_ejected && !e->user->is_draining)
+    struct sandbox_view v;
+    for (struct endpoint *e; (e = map_next(&s->planes[r->plane].endpoints, &cursor)) != NULL;) {
+        bool serves = control_sandbox(s->core, e->id, &v) && v.state == SANDBOX_READY;
+        if (e->route == r && (e->user->is_draining ? serves : e->user->is_ejected))
             return true;
+    }
     return false;
 }
 
 static void check_helpless(struct sim *s, struct route *r)
 {
     bool is_idle_elsewhere = false;
-    if (waiting_of(s, r) != NULL && is_well(s) && !has_ejected(s, r))
+    if (waiting_of(s, r) != NULL && is_well(s) && !has_hindrance(s, r))
         for (uint32_t other = 0; other < PLANES; other++)
             is_idle_elsewhere |= other != r->plane && has_idle(s, &s->planes[other], r->id);
     if (!is_idle_elsewhere)
@@ -173,6 +179,9 @@ static void check_helpless(struct sim *s, struct route *r)
         r->helpless_ms = s->now_ms;
     bool is_late = s->now_ms < FAULTS_END_MS + HELPLESS_LATE_MS;
     uint64_t patience = is_late ? HELPLESS_LATE_MS : HELPLESS_MS;
+    uint64_t gave_up_ms = s->functions[r->id].gave_up_ms;
+    if (gave_up_ms > 0 && s->now_ms < gave_up_ms + HELPLESS_UNTOLD_MS)
+        patience += HELPLESS_UNTOLD_MS;
     FAIL_UNLESS(s, !is_idle_elsewhere || s->now_ms < r->helpless_ms + patience,
                 "a request waits for function %llu at data plane %u since %llu ms, and a slot is "
                 "idle elsewhere",

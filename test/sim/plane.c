@@ -243,10 +243,12 @@ static void endpoint_retire(struct sim *s, uint32_t plane, uint64_t sandbox_id)
 {
     struct endpoint *e = map_get(&s->planes[plane].endpoints, sandbox_id);
     e->forget_when_idle = true;
-    if (e->drained)
+    if (e->drained) { /* perhaps after our hello, which said that it was not */
+        report(s, plane, ITEM_DRAINED, sandbox_id);
         endpoint_forget(s, plane, e);
-    else
+    } else {
         endpoint_drain(s, plane, sandbox_id);
+    }
 }
 
 static void endpoint_lease(struct sim *s, struct endpoint *e, uint32_t more)

@@ -196,6 +196,8 @@ static void on_deadline(struct sim *s, const struct event *e)
         return;
     s->touched_planes |= 1u << r->route->plane;
     bool waits = r->state == REQUEST_WAITING;
+    if (waits)
+        s->functions[r->route->id].gave_up_ms = s->now_ms;
     if (waits && !dispatch_cancel(r->route->dispatch, &r->waiter)) {
         sim_fail(s, "request %llu waits and is not in the queue", (unsigned long long)r->id);
         return;
@@ -210,6 +212,8 @@ void request_client_leaves(struct sim *s, struct request *r)
     r->client_left = true;
     if (r->handover_due)
         return; /* what was granted comes back when that is here */
+    if (r->state == REQUEST_WAITING)
+        s->functions[r->route->id].gave_up_ms = s->now_ms;
     if (r->state == REQUEST_WAITING && !dispatch_cancel(r->route->dispatch, &r->waiter))
         sim_fail(s, "request %llu waits and is not in the queue", (unsigned long long)r->id);
     else

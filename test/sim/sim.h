@@ -137,7 +137,9 @@ struct record { /* a registered function, as the store has it */
     struct settings latest, active; /* active: while has_active, the version that serves */
     uint32_t active_version;
 };
-struct function { /* and what is on its way to the store */
+struct function {
+    uint64_t gave_up_ms; /* when somebody who waited last did: only the next report says so */
+                         /* and what is on its way to the store */
     struct record stored, next;
     bool is_writing, writes_active, is_active_unsaved;
     uint32_t active_due;           /* to be written as active, after that */
