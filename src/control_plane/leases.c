@@ -401,7 +401,15 @@ static unsigned next_in_turn(struct control *c, const struct core_function *f,
     return best;
 }
 
-/* Each gets what it needs, up to an equal share of what is left by those who need less. */
+/* Slots for which it has requests at this moment. Where nobody waits, what was said of the rest is
+ * old: it has given slots back since. */
+static uint32_t claim_of(const struct core_function *f, unsigned i)
+{
+    uint32_t need = need_of(f, i);
+    return f->demands[i].waiting > 0 ? need : MIN(need, f->book->held[i]);
+}
+
+/* Each gets what it claims, up to an equal share of what is left by those who claim less. */
 static void fair_shares(struct control *c, const struct core_function *f, struct balance *x)
 {
     uint64_t slots = 0, open = 0;
@@ -409,7 +417,7 @@ static void fair_shares(struct control *c, const struct core_function *f, struct
     {
         unsigned i = plane_index(c, p);
         slots += f->book->held[i];
-        open |= need_of(f, i) > 0 ? plane_bit(c, p) : 0;
+        open |= claim_of(f, i) > 0 ? plane_bit(c, p) : 0;
     }
     while (slots > 0 && open != 0) {
         uint64_t each = slots / (unsigned)__builtin_popcountll(open);
@@ -423,10 +431,10 @@ static void fair_shares(struct control *c, const struct core_function *f, struct
         FOR_EACH_PLANE(c, p, open)
         {
             unsigned i = plane_index(c, p);
-            uint64_t more = MIN(each, (uint64_t)need_of(f, i) - x->fair[i]);
+            uint64_t more = MIN(each, (uint64_t)claim_of(f, i) - x->fair[i]);
             x->fair[i] += (uint32_t)more;
             slots -= more;
-            if (x->fair[i] == need_of(f, i))
+            if (x->fair[i] == claim_of(f, i))
                 open &= ~plane_bit(c, p);
         }
     }
