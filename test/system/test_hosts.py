@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 
 @pytest.fixture(scope="module")
 def hosts(examples):
-    tag = f"t{os.getpid() % 100000}"
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    pid = os.getpid()
+    tag = "h" + "".join(digits[pid // 36 ** i % 36] for i in range(4))  # with a worker's number: six letters, an instance's name
     cluster = Cluster(BUILD, tag)
     try:
         yield cluster.start()
