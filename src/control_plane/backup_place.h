@@ -2,8 +2,8 @@
  *
  * A restore is cut short by whatever ends the process: until it has come to its end the store has a
  * record STORE_RESTORE, with which no control plane starts. It takes an epoch far above that of the
- * backup, since leaders may have come after it, whose orders workers remember; likewise with ids.
- */
+ * backup, since leaders may have come after it, whose orders workers remember; likewise with ids
+ * and the numbers of versions. */
 #pragma once
 #include "control_plane/backup_list.h"
 #include "control_plane/store/store_backend.h"
@@ -12,8 +12,9 @@
 #define BACKUP_STORE_FILE "state.db"
 #define BACKUP_CODE_DIR "blobs"
 
-#define BACKUP_EPOCHS_SKIPPED 10000u /* leaderships that may have come after the backup */
-#define BACKUP_IDS_SKIPPED 1000000u  /* registrations likewise */
+#define BACKUP_EPOCHS_SKIPPED 10000u  /* leaderships that may have come after the backup */
+#define BACKUP_VERSIONS_SKIPPED 1000u /* versions of each function likewise */
+#define BACKUP_IDS_SKIPPED 1000000u   /* registrations likewise */
 
 struct backup_place {
     const struct store_backend *backend;
