@@ -154,28 +154,6 @@ TEST(each_file_that_is_cut_is_refused_and_says_where)
     }
 }
 
-TEST(each_bit_that_flips_is_found_and_named_by_its_record)
-{
-    cleanup(buf_done) struct buf file = {0};
-    sample(&file);
-    cleanup(fd_close) int fd = file_new(file.data, file.bytes);
-    for (size_t at = 0; at < file.bytes; at++) {
-        for (int bit = 0; bit < 8; bit++) {
-            cleanup(buf_done) struct buf told = {0};
-            struct error e;
-            char byte = (char)(file.data[at] ^ (1 << bit));
-            REQUIRE(pwrite(fd, &byte, 1, (off_t)at) == 1);
-            enum err err = read_fd(fd, &told, &e);
-            bool named =
-                at < sizeof("dirigent backup 1\n") - 1 || strstr(e.text, "record ") != NULL;
-            if ((err != ERR_CORRUPT && err != ERR_VERSION) || !named ||
-                strstr(e.text, "'x.backup'") == NULL)
-                test_fail(__FILE__, __LINE__, "byte %zu bit %d: %s", at, bit, e.text);
-            REQUIRE(pwrite(fd, file.data + at, 1, (off_t)at) == 1);
-        }
-    }
-}
-
 /* Where each record begins; the last is the end. */
 static size_t find_records(const struct buf *file, size_t *ret_begins, size_t max)
 {
@@ -191,6 +169,33 @@ static size_t find_records(const struct buf *file, size_t *ret_begins, size_t ma
         at = (size_t)(newline - file->data) + 1 + strtoull(number, NULL, 10) + 1 + 65;
     }
     return count;
+}
+
+TEST(each_bit_that_flips_is_found_and_named_by_its_record)
+{
+    cleanup(buf_done) struct buf file = {0};
+    size_t begins[16], record = 0;
+    sample(&file);
+    size_t count = find_records(&file, begins, ARRAY_COUNT(begins));
+    cleanup(fd_close) int fd = file_new(file.data, file.bytes);
+    for (size_t at = 0; at < file.bytes; at++) {
+        char where[64];
+        while (record + 1 < count && begins[record + 1] <= at)
+            record++;
+        snprintf(where, sizeof(where), "at byte %zu:", begins[record]);
+        for (int bit = 0; bit < 8; bit++) {
+            cleanup(buf_done) struct buf told = {0};
+            struct error e;
+            char byte = (char)(file.data[at] ^ (1 << bit));
+            REQUIRE(pwrite(fd, &byte, 1, (off_t)at) == 1);
+            enum err err = read_fd(fd, &told, &e);
+            if ((err != ERR_CORRUPT && err != ERR_VERSION) ||
+                (at >= begins[0] && strstr(e.text, where) == NULL) ||
+                strstr(e.text, "'x.backup'") == NULL)
+                test_fail(__FILE__, __LINE__, "byte %zu bit %d: %s", at, bit, e.text);
+            REQUIRE(pwrite(fd, file.data + at, 1, (off_t)at) == 1);
+        }
+    }
 }
 
 TEST(records_that_are_missing_doubled_or_moved_are_found)

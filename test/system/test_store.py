@@ -177,27 +177,37 @@ def test_from_sqlite_to_etcd_and_back(tmp_path):
         busy = many.cli("store", "restore", live, "--store", "etcd", *etcd, "--data-dir", many.directory / "spare", "--force")
         assert busy.code == 1 and "leads" in busy.err and "stop all control planes" in busy.err, busy
         assert listing(many.api) == before
+        # what comes after the backup is lost; worker and data plane live on and know it
         many.deploy("later", {"app.py": APP}, "--command", "python3 app.py")
-        before = listing(many.api)
-        for program in [*many.data_planes, *many.workers, *many.control_planes]:
+        many.deploy("hello", {"app.py": APP + "# lost\n"}, "--command", "python3 app.py", "-e", "GREETING=lost")
+        assert many.call("hello").text.startswith("lost")
+        lost_version = many.api("GET", "/v1/functions/hello").json["version"]
+        for program in many.control_planes:
             assert program.stop() == 0
-        # a restore over it, and back to SQLite
         many.ok("store", "restore", live, "--store", "etcd", *etcd, "--data-dir", home, "--force")
         for program in many.control_planes:
             program.start()
         many.wait_leader()
-        assert [f["name"] for f in listing(many.api)] == ["hello", "other"]
+        assert many.call("hello").status == 200
+        assert listing(many.api) == before
         epochs.append(epoch(many.api))
-        for program in many.control_planes:
+        wait_until(lambda: many.call("hello").text.startswith("saved"), 30, "the version of the backup")
+        many.deploy("hello", {"app.py": APP + "# newer\n"}, "--command", "python3 app.py", "-e", "GREETING=newer")
+        assert many.api("GET", "/v1/functions/hello").json["version"] > lost_version
+        wait_until(lambda: many.call("hello").text.startswith("newer"), 30, "the newest version")
+        before = listing(many.api)
+        for program in [*many.data_planes, *many.workers, *many.control_planes]:
             assert program.stop() == 0
         back = many.ok("store", "migrate", "--from", f"etcd:{home}", "--to", "sqlite", "--data-dir", last.data_dir, *etcd)
         assert "2 functions" in back.out
         last.start()
-        assert listing(last.api) == [f for f in before if f["name"] != "later"]
+        assert listing(last.api) == before
         epochs.append(epoch(last.api))
         assert epochs == sorted(set(epochs)), epochs
-        assert last.call("hello").text.startswith("saved")
+        assert last.call("hello").text.startswith("newer")
     finally:
+        for program in many.all():
+            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
         bad = many.end()
         for cluster in (first, last):
             print(cluster.log()[-4000:])
