@@ -19,8 +19,9 @@
 #define CODE_PATH_BYTES_MAX 4095u /* PATH_MAX without its NUL */
 #define CODE_NAME_BYTES_MAX 255u
 
-#define CODE_UNUSED_MS_MAX (60u * 60u * 1000u) /* unpacked on a worker, and used by nothing there \
-                                                */
+#define CODE_UNUSED_MS_MAX                                                 \
+    (60u * 60u * 1000u) /* unpacked on a worker, and used by nothing there \
+                         */
 #define CODE_UNUSED_COUNT_MAX 16u
 
 /* HTTP (RFC 9110/9112) */
@@ -39,7 +40,7 @@
 /* cluster protocol */
 #define FRAME_BYTES_MAX (16u * 1024u * 1024u)
 #define BLOB_CHUNK_BYTES (256u * 1024u)
-#define HEARTBEAT_PERIOD_MS 250u /* of workers and data planes */
+#define HEARTBEAT_PERIOD_MS 333u /* of workers and data planes */
 #define PEER_DEAD_AFTER_MS_DEFAULT 1000u
 static_assert(PEER_DEAD_AFTER_MS_DEFAULT >= 3 * HEARTBEAT_PERIOD_MS, "one lost beat kills nobody");
 #define DEMAND_REPORT_PERIOD_MS 500u /* of a data plane, where nothing is urgent */

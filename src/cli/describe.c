@@ -203,6 +203,27 @@ static void print_alive(const char *key, const json_t *counts)
            style_end(stdout));
 }
 
+static void print_control_plane(const json_t *status, const json_t *one)
+{
+    const char *state = json_text(one, "state");
+    bool alive = strcmp(state, "alive") == 0, dead = strcmp(state, "dead") == 0;
+    uint64_t has = json_number(one, "functions"), all = json_number(status, "functions");
+    printf("%s%s%s%s", style_begin(stdout, alive ? STYLE_PLAIN : STYLE_RED), json_text(one, "name"),
+           style_end(stdout),
+           json_is_true(json_object_get(one, "leads")) ? ", leads"
+           : alive                                     ? ", stands by"
+           : dead                                      ? ", not reached"
+                                                       : ", suspected");
+    if (!dead && strcmp(json_text(one, "name"), json_text(status, "leader")) != 0)
+        printf(", heard %" PRIu64 " ms ago, epoch %" PRIu64, json_number(one, "heard_ms"),
+               json_number(one, "epoch"));
+    if (!dead && has < all)
+        printf(", %" PRIu64 " functions behind", all - has);
+    if (!dead && !json_is_true(json_object_get(one, "store_reached")))
+        printf(", does not reach the store");
+    printf("%s%s\n", dead ? "" : ", ", dead ? "" : json_text(one, "software"));
+}
+
 /* Nothing where there is one control plane with the embedded store. */
 static void print_control_planes(const json_t *s)
 {
@@ -213,13 +234,8 @@ static void print_control_planes(const json_t *s)
         return;
     json_array_foreach(all, i, one)
     {
-        bool alive = strcmp(json_text(one, "state"), "alive") == 0;
         print_key(i == 0 ? "control planes" : "");
-        printf("%s%s%s%s\n", style_begin(stdout, alive ? STYLE_PLAIN : STYLE_RED),
-               json_text(one, "name"), style_end(stdout),
-               json_is_true(json_object_get(one, "leads")) ? ", leads"
-               : alive                                     ? ", stands by"
-                                                           : ", not reached");
+        print_control_plane(s, one);
     }
     bool reached = json_is_true(json_object_get(store, "reached"));
     print_text("store", reached ? "etcd" : "etcd, which is not reached: registrations fail");

@@ -326,6 +326,8 @@ const char *api_not_ready(const struct control_plane *cp)
 /* ---- status and health ---- */
 
 /* All replicas; with the embedded store there is this one. */
+#define MEMBER_SUSPECT_MS 150u /* as the election has it, who also asks the others */
+
 static json_t *control_planes_json(const struct control_plane *cp)
 {
     json_t *items = json_array();
@@ -333,13 +335,24 @@ static json_t *control_planes_json(const struct control_plane *cp)
                             .api_address = api_address(cp->api),
                             .is_self = true,
                             .up = true,
-                            .leads = true};
+                            .leads = true,
+                            .epoch = cp->epoch,
+                            .functions = registry_count(cp->registry),
+                            .reaches_store = true,
+                            .software = "dirigent " DIRIGENT_VERSION};
     size_t cursor = 0;
     bool more = cp->leadership == NULL || leadership_member_next(cp->leadership, &cursor, &v);
     while (more) {
-        json_array_append_new(items, json_pack("{s:s, s:s, s:s, s:b}", "name", v.name, "api",
-                                               v.api_address, "state", v.up ? "alive" : "dead",
-                                               "leads", v.leads));
+        const char *state = !v.up                                ? "dead"
+                            : v.heard_ms_ago > MEMBER_SUSPECT_MS ? "suspected"
+                                                                 : "alive";
+        json_t *one = json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:b, s:s}", "name", v.name, "api",
+                                v.api_address, "state", state, "leads", v.leads, "epoch",
+                                (json_int_t)v.epoch, "functions", (json_int_t)v.functions,
+                                "store_reached", v.reaches_store, "software", v.software);
+        if (v.up)
+            json_object_set_new(one, "heard_ms", json_integer((json_int_t)v.heard_ms_ago));
+        json_array_append_new(items, one);
         more = cp->leadership != NULL && leadership_member_next(cp->leadership, &cursor, &v);
     }
     return items;

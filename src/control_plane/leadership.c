@@ -321,6 +321,12 @@ bool leadership_member_next(const struct leadership *l, size_t *cursor, struct m
         return false;
     ++*cursor;
     bool is_self = l->members == NULL || i == members_self(l->members);
+    struct member_said said = {.epoch = election_epoch(l->election),
+                               .functions = registry_count(l->cp->registry),
+                               .reaches_store = l->reached,
+                               .software = "dirigent " DIRIGENT_VERSION};
+    if (l->members != NULL)
+        members_said(l->members, i, &said);
     *ret = (struct member_view){
         .name = l->members != NULL ? members_name(l->members, i) : l->cp->name,
         .api_address =
@@ -328,6 +334,11 @@ bool leadership_member_next(const struct leadership *l, size_t *cursor, struct m
         .is_self = is_self,
         .up = l->members == NULL || members_is_up(l->members, i),
         .leads = is_self ? election_leads(l->election) : election_leader(l->election) == i,
+        .epoch = said.epoch,
+        .functions = said.functions,
+        .heard_ms_ago = said.heard_ms_ago,
+        .reaches_store = said.reaches_store,
+        .software = said.software,
     };
     return true;
 }

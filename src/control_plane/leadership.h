@@ -28,6 +28,10 @@ const char *leadership_api_address(const struct leadership *l);
 struct member_view {
     const char *name, *api_address;
     bool is_self, up, leads;
+    uint64_t epoch, functions; /* that it has seen, and has */
+    uint64_t heard_ms_ago;     /* UINT64_MAX: it is not connected */
+    bool reaches_store;
+    const char *software;
 };
 bool leadership_member_next(const struct leadership *l, size_t *cursor,
                             struct member_view *ret);  /* *cursor starts at 0 */

@@ -921,7 +921,7 @@ static void welcome(struct peer *p)
     uint32_t dead_after_ms = (uint32_t)cp->settings.peer_dead_after;
     *m = (Dirigent__Welcome)DIRIGENT__WELCOME__INIT;
     m->protocol = MIN(p->first->hello->protocol_max, PROTOCOL_VERSION_MAX);
-    m->heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 4);
+    m->heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 3);
     m->dead_after_ms = dead_after_ms;
     m->cluster = arena_text(&p->outbox.arena, cp->settings.cluster_name);
     p->outbox.welcome = m;
@@ -1115,7 +1115,7 @@ static void stand(struct peer *p)
     Dirigent__FromControlPlane m = DIRIGENT__FROM_CONTROL_PLANE__INIT;
     Dirigent__Standby standby = DIRIGENT__STANDBY__INIT;
     uint32_t dead_after_ms = (uint32_t)p->links->cp->settings.peer_dead_after;
-    standby.heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 4);
+    standby.heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 3);
     standby.dead_after_ms = dead_after_ms;
     m.standby = &standby;
     p->state = PEER_STANDING;

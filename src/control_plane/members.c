@@ -2,6 +2,7 @@
 #include "control_plane/members.h"
 #include "base/log.h"
 #include "control_plane/hello.h"
+#include "control_plane/registry.h"
 #include "control_plane/trust.h"
 #include "wire/link.h"
 #include <stdio.h>
@@ -14,7 +15,9 @@
 
 struct member {
     struct members *all;
-    char name[64], api_address[64];
+    char name[64], api_address[64], software[64];
+    uint64_t epoch, functions; /* as it last said */
+    bool reaches_store;
     struct dialler *dialler; /* NULL: ourselves */
     struct link *out, *in;   /* dialled by us, by it; NULL: none */
     uint64_t instance;       /* of its process */
@@ -53,6 +56,7 @@ static void send_more(struct member *to, Dirigent__MemberBeat *beat, const char 
     beat->epoch = to->all->epoch;
     beat->leads = to->all->leads;
     beat->reaches_store = to->all->reaches_store;
+    beat->functions = registry_count(to->all->cp->registry);
     beat->api_address = to->all->items[to->all->self].api_address;
     m.member = beat;
     link_send(to->out, &m.base);
@@ -202,6 +206,7 @@ const char *members_accept(struct members *m, const Dirigent__Hello *hello, stru
     bool was_up = old != NULL;
     p->in = link;
     p->instance = hello->instance;
+    (void)snprintf(p->software, sizeof(p->software), "%s", hello->software);
     link_set_timers(link, 0, SILENT_LINK_MS);
     if (old != NULL)
         link_close(old, ERR_CLOSED, "replaced by a new connection");
@@ -249,6 +254,9 @@ void members_message(struct members *m, struct link *link, const Dirigent__ToCon
     if (p == NULL || beat == NULL)
         return;
     take_api_address(p, beat->api_address);
+    p->epoch = beat->epoch;
+    p->functions = beat->functions;
+    p->reaches_store = beat->reaches_store;
     m->callbacks.on_beat(m->user, index_of(p), beat);
 }
 
@@ -385,6 +393,25 @@ const char *members_name(const struct members *m, uint32_t member)
 bool members_is_up(const struct members *m, uint32_t member)
 {
     return member == m->self || m->items[member].in != NULL;
+}
+
+void members_said(const struct members *m, uint32_t member, struct member_said *ret)
+{
+    const struct member *p = &m->items[member];
+    if (member == m->self)
+        *ret = (struct member_said){.epoch = m->epoch,
+                                    .functions = registry_count(m->cp->registry),
+                                    .reaches_store = m->reaches_store,
+                                    .software = "dirigent " DIRIGENT_VERSION};
+    else
+        *ret = (struct member_said){
+            .epoch = p->epoch,
+            .functions = p->functions,
+            .heard_ms_ago = p->in == NULL
+                                ? UINT64_MAX
+                                : (loop_now_ns(m->cp->loop) - link_heard_ns(p->in)) / NS_PER_MS,
+            .reaches_store = p->reaches_store,
+            .software = p->software};
 }
 
 const char *members_api_address(const struct members *m, uint32_t member)

@@ -40,6 +40,14 @@ bool members_is_up(const struct members *m, uint32_t member); /* heard, or ourse
 bool members_come_from(const struct members *m, const char *address);
 const char *members_api_address(const struct members *m, uint32_t member); /* "" when not known */
 
+/* What it last said of itself, and when. */
+struct member_said {
+    uint64_t epoch, functions, heard_ms_ago; /* UINT64_MAX: it is not connected */
+    bool reaches_store;
+    const char *software; /* "" */
+};
+void members_said(const struct members *m, uint32_t member, struct member_said *ret);
+
 /* What every beat says from now on; told at once too. */
 void members_say(struct members *m, uint64_t epoch, bool leads, bool reaches_store);
 /* On top of the beats; lost when the member is not connected. */
