@@ -44,6 +44,10 @@
 
 struct control; /* opaque */
 
+/* A data plane whose connection closed has so long to come back: one that lives dials again at once.
+ * Then the slots that it held are given to others, and nothing waits for its requests any more. */
+#define PLANE_GRACE_MS 1000u
+
 struct control_options {
     uint64_t seed;
     uint64_t epoch;              /* of this leadership; sandbox ids carry it */
@@ -51,7 +55,7 @@ struct control_options {
                                     at once */
     uint32_t reconnect_grace_ms; /* a worker whose connection closed: its sandboxes keep serving for
                                     so long before they are given up (its daemon may just restart).
-                                    A data plane likewise: what drains waits so long for its word */
+                                    A data plane has at most PLANE_GRACE_MS */
     uint32_t reconstruction_ms;  /* after start: nothing is stopped that may be wanted, and nothing
                                     is  started that nobody waits for, before every peer known from
                                     the  store has spoken, or so long has passed */

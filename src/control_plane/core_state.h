@@ -207,8 +207,6 @@ struct data_plane *plane_find(struct control *c, uint64_t id);
 void plane_removed(struct control *c, uint64_t id);
 void plane_known(struct control *c, uint64_t id);
 void plane_up(struct control *c, const struct control_event *e);
-/* One that lives dials again at once; the slots of one that died are free after that. */
-#define PLANE_GRACE_MS 1000u
 void plane_closed(struct control *c, uint64_t id, bool silent);
 void plane_end(struct control *c, struct data_plane *p);
 void plane_demand(struct control *c, const struct control_event *e);
