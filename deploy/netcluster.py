@@ -218,6 +218,7 @@ class Cluster:
         self.workers = [h for h in self.hosts if h.name[0] == "w"]
         self.client = self.hosts[-1]
         self.key = None
+        self.is_ours = False  # made, or attached to: what may be removed
         self.programs = [*(self._etcd(h) for h in self.controls), *(self._control_plane(h) for h in self.controls),
                          *(self._data_plane(h) for h in self.planes), *(self._worker(h) for h in self.workers)]
 
@@ -272,7 +273,7 @@ class Cluster:
 
     def _worker(self, host):
         name = f"worker{self._number(host)}"
-        instance = (self.tag.replace("-", "")[:5] + self._number(host))[-6:]
+        instance = (self.tag + self._number(host))[-6:]
         return Program(self, name, host, [
             self.build / "dirigent", "worker", "--slots", self.slots, "--blanks", "4", "--instance", instance,
             *self._directories(name), *self.more["worker"]])
@@ -296,11 +297,14 @@ class Cluster:
     def attach(cls, tag):
         """To one that another process has started."""
         path = STATE_ROOT / tag / "state.json"
-        if not path.exists():
+        if not path.parent.exists():
             raise Failed(f"there is no cluster '{tag}' on this machine: start one with `deploy/cluster up`")
+        if not path.exists():  # its maker was killed at once: there may be little to take away
+            path.write_text(json.dumps({"shape": {"build": "", "data_planes": 2, "workers": 4, "slots": 64}}))
         shape = json.loads(path.read_text())["shape"]
         found = cls(shape["build"], tag, shape["data_planes"], shape["workers"], shape["slots"])
         found.key = json.loads(path.read_text()).get("key")
+        found.is_ours = True
         return found
 
     # ---- the network ----
@@ -365,6 +369,7 @@ class Cluster:
         if self.directory.exists():
             raise Failed(f"there is a cluster '{self.tag}' already: `deploy/cluster down` ends it")
         self.directory.mkdir(parents=True, mode=0o755)
+        self.is_ours = True
         self.remember("shape", {"build": str(self.build), "data_planes": len(self.planes), "workers": len(self.workers),
                                 "slots": self.slots})
         self._make_network()
@@ -401,7 +406,9 @@ class Cluster:
         return bad
 
     def remove(self):
-        """Whatever state it is in: nothing of it is left."""
+        """Whatever state it is in: nothing of it is left. Not of one that another has made."""
+        if not self.is_ours:
+            return []
         for h in self.hosts:
             if pathlib.Path(f"/run/netns/{h.namespace}").exists():
                 h.heal()
@@ -414,12 +421,18 @@ class Cluster:
         return bad
 
     def _end_others(self):
-        """What has lost its parent: the launcher of a worker that was killed."""
+        """What has lost its parent: programs that a killed script left, and the launcher of a worker that was killed. Told by
+        where they run, not by their words: somebody may be reading a log."""
+        namespaces = {os.stat(f"/run/netns/{h.namespace}").st_ino for h in self.hosts
+                      if pathlib.Path(f"/run/netns/{h.namespace}").exists()}
+
         def mine():
             found = []
             for pid in filter(str.isdigit, os.listdir("/proc")):
                 with contextlib.suppress(OSError):
-                    if str(self.directory) + "/" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                    words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                    inside = os.stat(f"/proc/{pid}/ns/net").st_ino in namespaces
+                    if inside and (str(self.directory) + "/" in words or "dirigent" in words):
                         found.append(int(pid))
             return [p for p in found if p != os.getpid()]
         for number in (signal.SIGTERM, signal.SIGKILL):

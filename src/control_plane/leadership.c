@@ -15,12 +15,16 @@ struct leadership {
     struct members *members; /* NULL: alone */
     struct loop_timer timer;
     void (*on_lead)(struct control_plane *cp);
-    bool synced, reached, closed;
+    bool synced, reached, closed, is_refused;
     uint64_t stored_epoch; /* the newest that the store has told, and who took it */
     uint32_t stored_leader;
     uint64_t suspected_ns; /* since when, for the log; 0: not */
     uint64_t take_ns;
+    uint64_t started_ms, rival_until_ms;
 };
+
+#define RIVAL_FIRST_MS 300u /* whoever has our name is known by then */
+#define RIVAL_MS 3000u      /* since a member has refused us: it is asked again within a second */
 
 static uint64_t now_ms(const struct leadership *l)
 {
@@ -28,6 +32,17 @@ static uint64_t now_ms(const struct leadership *l)
 }
 
 /* ---- orders ---- */
+
+/* Another process may have our name, by mistake: to the election it is an earlier life of ours,
+ * whose place is ours. The members that it is connected to refuse us. */
+static bool has_rival(const struct leadership *l)
+{
+    bool is_heir = l->members != NULL && l->stored_leader == members_self(l->members);
+    return now_ms(l) < l->rival_until_ms || (is_heir && now_ms(l) < l->started_ms + RIVAL_FIRST_MS);
+}
+
+static void step(struct leadership *l, struct election_event event);
+#define STEP(l, ...) step(l, (struct election_event){__VA_ARGS__})
 
 static void lead(struct leadership *l, uint64_t epoch)
 {
@@ -48,6 +63,10 @@ static void carry_out(struct leadership *l, const struct election_order *o)
         return;
     case ELECTION_TAKE:
         l->take_ns = loop_update_now(l->cp->loop);
+        if (has_rival(l)) {
+            l->is_refused = true;
+            return;
+        }
         store_take(l->cp->store);
         return;
     case ELECTION_LEAD:
@@ -82,9 +101,11 @@ static void step(struct leadership *l, struct election_event event)
         members_say(l->members, election_epoch(l->election), election_leads(l->election),
                     l->reached);
     arm(l);
+    if (!l->is_refused)
+        return;
+    l->is_refused = false; /* by ourselves: it is tried again later */
+    STEP(l, .kind = ELECTION_TAKE_FAILED, .member = ELECTION_NOBODY);
 }
-
-#define STEP(l, ...) step(l, (struct election_event){__VA_ARGS__})
 
 static void on_timer(struct loop_timer *timer)
 {
@@ -104,6 +125,13 @@ static void on_member_down(void *user, uint32_t member, bool dead)
     struct leadership *l = user;
     copies_member_down(l->cp->copies, member);
     STEP(user, .kind = ELECTION_PEER_DOWN, .member = member, .dead = dead);
+}
+
+static void on_member_rival(void *user, uint32_t member)
+{
+    struct leadership *l = user;
+    (void)member;
+    l->rival_until_ms = now_ms(l) + RIVAL_MS;
 }
 
 static void on_member_beat(void *user, uint32_t member, const Dirigent__MemberBeat *beat)
@@ -213,14 +241,15 @@ static void on_lost(void *user, enum err err, const char *why)
 enum err leadership_start(struct control_plane *cp, void (*on_lead)(struct control_plane *cp),
                           struct leadership **ret_leadership, struct error *e)
 {
-    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_beat,
-                                                      on_member_chunk};
+    static const struct member_callbacks callbacks = {on_member_up, on_member_down, on_member_rival,
+                                                      on_member_beat, on_member_chunk};
     struct leadership *l = mem_new(sizeof(*l));
     uint32_t self = 0, count = 1;
     enum err err = ERR_OK;
     l->cp = cp;
     l->on_lead = on_lead;
     l->reached = true;
+    l->started_ms = now_ms(l);
     l->stored_leader = ELECTION_NOBODY;
     loop_timer_init(&l->timer, on_timer);
     if (cp->settings.peers[0] != '\0')

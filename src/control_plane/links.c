@@ -851,6 +851,7 @@ static void refuse(struct peer *p, const char *why)
     Dirigent__Welcome welcome = DIRIGENT__WELCOME__INIT;
     log_warn("peer.refused", LOG_STR("peer", p->ip), LOG_STR("why", why));
     welcome.refused = (char *)why;
+    welcome.identity_taken = why == members_identity_taken;
     m.epoch =
         shell_epoch_seen(p->links->cp); /* or it would be taken for an order of an old leader */
     m.welcome = &welcome;

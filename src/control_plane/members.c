@@ -132,14 +132,20 @@ static void on_dialled(struct dialler *d, void *user, struct link *link)
     send_beat(p, &beat);
 }
 
+static void take_refusal(struct member *p, const Dirigent__Welcome *welcome)
+{
+    log_error("member.refused_us", LOG_STR("member", p->name), LOG_STR("why", welcome->refused));
+    if (welcome->identity_taken)
+        p->all->callbacks.on_rival(p->all->user, index_of(p));
+}
+
 /* The other side refuses, or sends code. */
 static void on_out_frame(struct link *link, void *user, const uint8_t *data, size_t bytes)
 {
     struct member *p = user;
     Dirigent__FromControlPlane *m = dirigent__from_control_plane__unpack(NULL, bytes, data);
     if (m != NULL && m->welcome != NULL && m->welcome->refused[0] != '\0')
-        log_error("member.refused_us", LOG_STR("member", p->name),
-                  LOG_STR("why", m->welcome->refused));
+        take_refusal(p, m->welcome);
     for (size_t i = 0; m != NULL && i < m->n_blob_chunks; i++)
         p->all->callbacks.on_chunk(p->all->user, index_of(p), m->blob_chunks[i]);
     if (m != NULL)
@@ -179,6 +185,8 @@ static struct member *find(struct members *m, const char *name)
     return NULL;
 }
 
+const char members_identity_taken[] = "another process with its identity is connected already";
+
 const char *members_accept(struct members *m, const Dirigent__Hello *hello, struct link *link)
 {
     struct member *p = find(m, hello->name);
@@ -189,7 +197,7 @@ const char *members_accept(struct members *m, const Dirigent__Hello *hello, stru
                    ? "a control plane was told to be its own peer"
                    : "two control planes have this identity (--advertise)";
     if (p->in != NULL && p->instance != hello->instance)
-        return "another process with its identity is connected already";
+        return members_identity_taken;
     struct link *old = p->in;
     bool was_up = old != NULL;
     p->in = link;

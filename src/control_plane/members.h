@@ -17,6 +17,8 @@ struct member_callbacks { /* `member` is an index below members_count(), never o
     void (*on_up)(void *user, uint32_t member);
     /* `dead`: its process has ended; else it may live and not be reached. */
     void (*on_down)(void *user, uint32_t member, bool dead);
+    /* It is connected to another process of our name, and refuses us. */
+    void (*on_rival)(void *user, uint32_t member);
     void (*on_beat)(void *user, uint32_t member, const Dirigent__MemberBeat *beat);
     void (*on_chunk)(void *user, uint32_t member,
                      const Dirigent__BlobChunk *chunk); /* of code that was asked for */
@@ -49,8 +51,9 @@ void members_send(struct members *m, uint32_t member, Dirigent__MemberBeat *beat
                   const char *digest);
 
 /* ---- for links.h: a connection that said Hello as a control plane ---- */
-/* NULL: taken. Else why not: it is none of ours, or there are two with its name. A newer connection
- * replaces the older. */
+extern const char members_identity_taken[];
+/* NULL: taken. Else why not (members_identity_taken, or another sentence): it is none of ours, or
+ * there are two with its name. A newer connection replaces the older. */
 const char *members_accept(struct members *m, const Dirigent__Hello *hello, struct link *link);
 void members_message(struct members *m, struct link *link, const Dirigent__ToControlPlane *message);
 void members_closed(struct members *m, struct link *link, enum err err);

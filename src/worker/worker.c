@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -560,10 +561,12 @@ static enum err credentials_open(struct worker *w, uid_t uid, gid_t gid, struct 
                                           .addresses = w->settings.control_plane,
                                           .role = NODE_WORKER,
                                           .name = w->settings.name};
-    if (setegid(gid) < 0 || seteuid(uid) < 0)
+    int death_signal = 0; /* changing ids forgets it (prctl(2)) */
+    if (prctl(PR_GET_PDEATHSIG, &death_signal) < 0 || setegid(gid) < 0 || seteuid(uid) < 0)
         return error_errno(e, "become user %u for a moment", uid);
     enum err err = credentials_new(&options, &w->credentials, e);
-    if (seteuid(0) < 0 || setegid(0) < 0)
+    if (seteuid(0) < 0 || setegid(0) < 0 ||
+        (death_signal != 0 && prctl(PR_SET_PDEATHSIG, death_signal) < 0))
         return error_errno(e, "become root again");
     return err;
 }
