@@ -12,5 +12,6 @@ extern const struct command command_worker_cordon, command_worker_uncordon, comm
     command_token_create, command_token_list, command_token_remove, command_ca_show,
     command_ca_rotate;
 extern const struct command command_api_key_create, command_api_key_list, command_api_key_remove;
+extern const struct command command_store_backup, command_store_restore, command_store_migrate;
 extern const struct command command_doctor;
 extern const struct command command_completion;

@@ -29,6 +29,7 @@ const struct command *const commands[] = {
     &command_data_plane_remove, &command_worker_join, &command_data_plane_join,
     &command_token_create, &command_token_list, &command_token_remove,
     &command_ca_show, &command_ca_rotate,
+    &command_store_backup, &command_store_restore, &command_store_migrate,
     &command_api_key_create, &command_api_key_list, &command_api_key_remove,
     &command_deploy, &command_apply, &command_scale, &command_delete,
     &command_invoke, &command_list, &command_describe, &command_logs, &command_sandboxes,

@@ -41,6 +41,7 @@ static const struct route routes[] = {
     {HTTP_DELETE, "/v1/tokens/*",         handle_token_delete},
     {HTTP_GET,    "/v1/authority",        handle_authority_get},
     {HTTP_POST,   "/v1/authority/rotate", handle_authority_rotate},
+    {HTTP_POST,   "/v1/backup",           handle_backup},
     {HTTP_GET,    "/v1/status",           handle_status},
     {HTTP_GET,    "/healthz",             handle_healthz},
     {HTTP_GET,    "/readyz",              handle_readyz},

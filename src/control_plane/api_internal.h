@@ -60,7 +60,7 @@ api_handler handle_functions_list, handle_function_get, handle_function_put, han
     handle_worker_delete, handle_data_plane_delete, handle_data_planes_list, handle_sandboxes_list,
     handle_tokens_list, handle_token_create, handle_token_delete, handle_authority_get,
     handle_authority_rotate, handle_status, handle_healthz, handle_readyz, handle_metrics,
-    handle_check, handle_registration;
+    handle_check, handle_registration, handle_backup;
 
 /* ---- shared pieces ---- */
 json_t *function_to_json(const struct control_plane *cp, const struct function *f, bool with_spec);

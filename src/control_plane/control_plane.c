@@ -6,6 +6,7 @@
 #include "base/program.h"
 #include "control_plane/api.h"
 #include "control_plane/api_keys.h"
+#include "control_plane/backup_place.h"
 #include "control_plane/blobs.h"
 #include "control_plane/copies.h"
 #include "control_plane/election.h"
@@ -250,6 +251,12 @@ enum err shell_take_record(struct control_plane *cp, enum store_kind kind, uint6
         if (value != NULL)
             persisted_load(cp->persisted, id);
         return ERR_OK;
+    case STORE_RESTORE:
+        if (value != NULL)
+            return error_set(e, ERR_CORRUPT,
+                             "a backup is being restored into this store, or that was cut short: "
+                             "wait for its end, or run `dirigent store restore` again with --force");
+        return ERR_OK;
     case STORE_KIND_COUNT:
         break;
     }
@@ -357,7 +364,7 @@ static enum err follow_store(struct control_plane *cp, struct error *e)
 
 static enum err open_store(struct control_plane *cp, struct error *e)
 {
-    cleanup(free_pointer) char *path = mem_printf("%s/state.db", cp->data_path);
+    cleanup(free_pointer) char *path = mem_printf("%s/" BACKUP_STORE_FILE, cp->data_path);
     enum err err = store_open(&store_sqlite, path, &cp->store, e);
     if (err == ERR_OK)
         err = store_take_epoch(cp->store, &cp->epoch, e);
@@ -489,7 +496,7 @@ static enum err start(struct program *p, struct error *e)
         err = start_loop(cp, e);
     if (err != ERR_OK)
         return err;
-    cleanup(free_pointer) char *blob_path = mem_printf("%s/blobs", cp->data_path);
+    cleanup(free_pointer) char *blob_path = mem_printf("%s/" BACKUP_CODE_DIR, cp->data_path);
     cp->registry = registry_new(cp);
     cp->logs = log_requests_new(cp);
     cp->persisted = persisted_new(cp);

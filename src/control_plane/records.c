@@ -26,6 +26,8 @@ char *function_record_write(const struct function_record *r)
         "{s:I, s:I, s:I, s:I, s:o}", "version", (json_int_t)r->latest_version, "active_version",
         (json_int_t)r->active_version, "created_at_ms", (json_int_t)r->created_at_ms,
         "updated_at_ms", (json_int_t)r->updated_at_ms, "spec", function_spec_to_json(&r->latest));
+    if (r->versions_used > r->latest_version)
+        json_object_set_new(json, "versions_used", json_integer(r->versions_used));
     if (r->has_active)
         json_object_set_new(json, "active_spec", function_spec_to_json(&r->active));
     char *text = json_dumps(json, JSON_COMPACT);
@@ -55,16 +57,18 @@ static enum err read_spec(const json_t *json, const char *key, struct function_s
 
 static enum err read_function(const json_t *json, struct function_record *r, struct error *e)
 {
-    json_int_t version = 0, active = 0, created = 0, updated = 0;
+    json_int_t version = 0, active = 0, created = 0, updated = 0, used = 0;
     json_error_t story;
-    if (json_unpack_ex((json_t *)json, &story, 0, "{s:I, s:I, s:I, s:I}", "version", &version,
+    if (json_unpack_ex((json_t *)json, &story, 0, "{s:I, s:I, s:I, s:I, s?I}", "version", &version,
                        "active_version", &active, "created_at_ms", &created, "updated_at_ms",
-                       &updated) != 0)
+                       &updated, "versions_used", &used) != 0)
         return error_set(e, ERR_CORRUPT, "%s", story.text);
-    if (version < 1 || version > UINT32_MAX || active < 0 || active > version)
+    if (version < 1 || version > UINT32_MAX || active < 0 || active > version || used < 0 ||
+        used > FUNCTION_VERSION_MAX)
         return error_set(e, ERR_CORRUPT, "its version numbers make no sense");
     r->latest_version = (uint32_t)version;
     r->active_version = (uint32_t)active;
+    r->versions_used = (uint32_t)used;
     r->created_at_ms = (uint64_t)created;
     r->updated_at_ms = (uint64_t)updated;
     enum err err = read_spec(json, "spec", &r->latest, e);

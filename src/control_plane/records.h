@@ -2,11 +2,16 @@
 #pragma once
 #include "control_plane/core.h"
 
+#define FUNCTION_VERSION_MAX 0xffffffu /* links.c keys a version by id and number */
+
 /* A registered function. `active` is the spec of the version that serves while a newer one is not
  * proven; it is there (has_active) only when active_version is neither 0 nor latest_version. */
 struct function_record { /* owns its specs; function_record_done() */
     uint64_t id;
     uint32_t latest_version, active_version;
+    /* Numbers up to this are used up, though nothing here has them: it was restored from a backup,
+     * and workers may know versions that came after it. 0: up to latest_version. */
+    uint32_t versions_used;
     struct function_spec latest, active;
     bool has_active;
     uint64_t created_at_ms, updated_at_ms; /* wall clock */

@@ -8,6 +8,7 @@ static struct function_record sample(bool on_trial)
                                 .latest_version = 3,
                                 .active_version = on_trial ? 2 : 3,
                                 .has_active = on_trial,
+                                .versions_used = on_trial ? 0 : 1003,
                                 .created_at_ms = 1700000000000,
                                 .updated_at_ms = 1700000000001};
     json_t *json = json_pack("{s:s, s:[s,s], s:{s:s}, s:i}", "name", "hello", "command", "python3",
@@ -34,6 +35,7 @@ static void check_round_trip(bool on_trial)
     CHECK_EQ(back.latest_version, 3);
     CHECK_EQ(back.active_version, r.active_version);
     CHECK_EQ(back.has_active, on_trial);
+    CHECK_EQ(back.versions_used, on_trial ? 0 : 1003);
     CHECK_EQ(back.created_at_ms, r.created_at_ms);
     CHECK_EQ(back.updated_at_ms, r.updated_at_ms);
     CHECK(function_spec_equal(&r.latest, &back.latest));

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define VERSION_MAX 0xffffffu /* links.c keys a version by id and number */
 
 struct registry {
     struct control_plane *cp;
@@ -245,10 +244,11 @@ static enum err plan_update(struct change *c, const struct function *f, struct f
         return ERR_OK;
     }
     bool new_version = retry || function_spec_needs_new_version(&old->latest, spec);
-    if (new_version && old->latest_version == VERSION_MAX) {
+    uint32_t used = MAX(old->latest_version, old->versions_used);
+    if (new_version && used >= FUNCTION_VERSION_MAX) {
         function_spec_done(spec);
         return error_set(e, ERR_TOO_LARGE, "the function '%s' has had %u versions: delete it first",
-                         c->name, VERSION_MAX);
+                         c->name, FUNCTION_VERSION_MAX);
     }
     c->outcome = CHANGE_UPDATED;
     c->next = *old;
@@ -261,7 +261,8 @@ static enum err plan_update(struct change *c, const struct function *f, struct f
         c->next.has_active = true; /* what was newest serves on */
         function_spec_copy(&old->latest, &c->next.active);
     }
-    c->next.latest_version += new_version;
+    if (new_version)
+        c->next.latest_version = used + 1;
     if (c->next.active_version == 0 && !c->prove)
         c->next.active_version = c->next.latest_version; /* nothing to protect: taken as it is */
     return ERR_OK;

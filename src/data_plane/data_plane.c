@@ -86,16 +86,21 @@ static void find_name(struct data_plane *dp)
 
 /* ---- start ---- */
 
-/* Every connection of a client may need one to a sandbox. */
+/* Every connection of a client may need one to a sandbox, but few do at once: most are idle, or
+ * wait. Root may go beyond the hard limit, up to the kernel's (fs.nr_open). */
 static void raise_descriptor_limit(struct data_plane *dp)
 {
     struct rlimit limit = {.rlim_cur = 1024, .rlim_max = 1024};
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    rlim_t wanted = 2 * MIN(dp->settings.connections, (uint64_t)UINT32_MAX) + DESCRIPTORS_KEPT;
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
+    struct rlimit more = {MAX(limit.rlim_max, wanted), MAX(limit.rlim_max, wanted)};
+    if (setrlimit(RLIMIT_NOFILE, &more) < 0) {
+        more = (struct rlimit){limit.rlim_max, limit.rlim_max};
+        (void)setrlimit(RLIMIT_NOFILE, &more);
     }
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
     uint64_t possible =
-        limit.rlim_cur > DESCRIPTORS_KEPT ? (limit.rlim_cur - DESCRIPTORS_KEPT) / 2 : 0;
+        limit.rlim_cur > DESCRIPTORS_KEPT ? (limit.rlim_cur - DESCRIPTORS_KEPT) / 4 * 3 : 0;
     uint64_t each = MIN(possible, dp->settings.connections) / dp->shared.thread_count;
     dp->shared.connections_max = (uint32_t)MAX(each, (uint64_t)CONNECTIONS_MIN);
 }

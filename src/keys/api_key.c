@@ -47,6 +47,7 @@ static const struct {
     /* who may do what: for who may do all */
     {"*",      "/v1/keys/**",         API_ADMIN},
     {"*",      "/v1/tokens/**",       API_ADMIN},
+    {"*",      "/v1/backup",          API_ADMIN}, /* it has the authority's key */
     /* functions, their code, their invocation */
     {"PUT",    "/v1/functions/*",     API_DEPLOY},
     {"PATCH",  "/v1/functions/*",     API_DEPLOY},

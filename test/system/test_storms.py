@@ -124,6 +124,7 @@ def test_a_disk_that_fails_once_ends_the_control_plane_and_loses_nothing(new_clu
     finally:
         tracer.kill()
         tracer.wait()
+    wait_until(lambda: is_answered(cluster), 20, "its API")
     assert "store.lost" in cluster.log()
     wait_until(lambda: cluster.call("kept").status == 200, 20, "the function")
     names = [f["name"] for f in cluster.items("/v1/functions")]
@@ -165,6 +166,13 @@ def test_leaders_die_every_300_ms(examples):
         for program in cluster.control_planes:
             print(program.log()[-1500:])
         assert cluster.end() == []
+
+
+def is_answered(cluster):
+    try:
+        return cluster.api("GET", "/readyz").status == 200
+    except OSError:
+        return False
 
 
 def is_served(cluster):

@@ -12,8 +12,9 @@ static const char *const kind_names[STORE_KIND_COUNT] = {[STORE_FUNCTION] = "fun
                                                          [STORE_SANDBOX] = "sandboxes",
                                                          [STORE_API_KEY] = "api_keys",
                                                          [STORE_AUTHORITY] = "authority",
-                                                         [STORE_TOKEN] = "tokens"};
-static_assert(STORE_KIND_COUNT == 7, "each kind has a name");
+                                                         [STORE_TOKEN] = "tokens",
+                                                         [STORE_RESTORE] = "restore"};
+static_assert(STORE_KIND_COUNT == 8, "each kind has a name");
 
 /* ---- keys ---- */
 

@@ -32,6 +32,7 @@ struct store {
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t wakeup;
     struct store_write *first, **last;
+    struct store_read *reads;
     bool closing, take; /* take: the epoch is to be taken */
     struct store_numbers numbers;
 };
@@ -93,6 +94,7 @@ static void on_lost_post(struct loop_post *post)
 
 struct work { /* for the store's thread, one at a time */
     struct store_write *batch;
+    struct store_read *reads;
     bool take, end, idle;
 };
 
@@ -103,13 +105,15 @@ static struct work take_work(struct store *s)
     (void)clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += TIDY_PERIOD_S;
     pthread_mutex_lock(&s->mutex);
-    while (s->first == NULL && !s->closing && !s->take && !work.idle)
+    while (s->first == NULL && s->reads == NULL && !s->closing && !s->take && !work.idle)
         work.idle = pthread_cond_timedwait(&s->wakeup, &s->mutex, &until) == ETIMEDOUT;
     work.take = s->take;
     s->take = false;
     work.batch = s->first;
-    work.end = s->closing && s->first == NULL;
+    work.reads = s->reads;
+    work.end = s->closing && s->first == NULL && s->reads == NULL;
     s->first = NULL;
+    s->reads = NULL;
     s->last = &s->first;
     pthread_mutex_unlock(&s->mutex);
     return work;
@@ -215,6 +219,30 @@ static enum err write_batch(struct store *s, struct store_write *batch, enum err
     return lost;
 }
 
+static void on_read_post(struct loop_post *post)
+{
+    struct store_read *r = container_of(post, struct store_read, private.post);
+    struct error error = r->private.error; /* the read may go in on_done */
+    r->on_done(r, r->private.err, &error);
+}
+
+static void tell_read(struct store *s, struct store_read *r, enum err err)
+{
+    r->private.err = err;
+    r->private.post.on_post = on_read_post;
+    loop_post(s->loop, &r->private.post);
+}
+
+static void read_all(struct store *s, struct store_read *reads)
+{
+    while (reads != NULL) {
+        struct store_read *r = reads;
+        reads = r->private.next;
+        tell_read(s, r,
+                  s->backend->load(s->self, r->on_record, r->user, &r->next_id, &r->private.error));
+    }
+}
+
 static void *store_thread(void *argument)
 {
     struct store *s = argument;
@@ -227,6 +255,7 @@ static void *store_thread(void *argument)
         if (err != ERR_OK && lost == ERR_OK)
             tell_lost(s, err, &error);
         lost = err;
+        read_all(s, work.reads);
         if (lost == ERR_OK && s->epoch > 0 && s->backend->tidy != NULL)
             s->backend->tidy(s->self);
     }
@@ -392,6 +421,24 @@ void store_submit(struct store *s, struct store_write *write)
     assert(!s->closing);
     *s->last = write;
     s->last = &write->private.next;
+    pthread_cond_signal(&s->wakeup);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+void store_read(struct store *s, struct store_read *read)
+{
+    assert(s->loop != NULL);
+    read->private.next = NULL;
+    read->private.error = (struct error){0};
+    if (!s->started) {
+        tell_read(s, read,
+                  error_set(&read->private.error, ERR_CLOSED, "the control plane is stopping"));
+        return;
+    }
+    pthread_mutex_lock(&s->mutex);
+    assert(!s->closing);
+    read->private.next = s->reads;
+    s->reads = read;
     pthread_cond_signal(&s->wakeup);
     pthread_mutex_unlock(&s->mutex);
 }

@@ -26,6 +26,7 @@ enum store_kind {
     STORE_API_KEY,
     STORE_AUTHORITY, /* one record: ../trust.h */
     STORE_TOKEN,
+    STORE_RESTORE, /* one record while a backup is being restored: ../backup_place.h */
     STORE_KIND_COUNT
 };
 #define STORE_VALUE_BYTES_MAX (4u * 1024u * 1024u)
@@ -95,6 +96,22 @@ void store_take(struct store *s);
 
 must_check enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
                                 void *user, struct error *e);
+/* Reads everything while it is in use: at one revision, between two writes. Owned by the caller
+ * until on_done. */
+struct store_read {
+    store_on_record *on_record; /* on the store's thread, which writes nothing meanwhile */
+    void *user;
+    /* On the loop's thread. ERR_CLOSED after store_stop(). */
+    void (*on_done)(struct store_read *read, enum err err, const struct error *e);
+    uint64_t next_id; /* a result */
+    struct {          /* private */
+        struct loop_post post;
+        struct store_read *next;
+        enum err err;
+        struct error error;
+    } private;
+};
+void store_read(struct store *s, struct store_read *read);
 /* Writes are carried out in the order in which they were submitted. After store_stop() they fail
  * (ERR_CLOSED), told in the next turn. */
 void store_submit(struct store *s, struct store_write *write);

@@ -16,6 +16,12 @@ struct store_backend {
     const char *name;
     must_check enum err (*open)(const char *where, void **ret_self, struct error *e);
     must_check enum err (*take_epoch)(void *self, uint64_t *ret_epoch, struct error *e);
+    /* The same, and above `above`. */
+    must_check enum err (*take_epoch_above)(void *self, uint64_t above, uint64_t *ret_epoch,
+                                            struct error *e);
+    /* The newest as it is stored (0: there is none), and who took it ("": that is not kept). */
+    must_check enum err (*last_epoch)(void *self, uint64_t *ret_epoch, char *ret_leader,
+                                      size_t leader_bytes, struct error *e);
     must_check enum err (*load)(void *self, store_on_record *on_record, void *user,
                                 uint64_t *ret_next_id, struct error *e);
     /* The first *ret_count (> 0) of the chained writes, all or none, in order, if `epoch` is still

@@ -184,6 +184,75 @@ static void a_leader_that_was_succeeded_writes_nothing(const struct store_backen
     backend->close(self);
 }
 
+/* For a store that is filled from a backup of another. */
+static void an_epoch_can_be_taken_above_any_number(const struct store_backend *backend,
+                                                   const char *where)
+{
+    struct error e = {0};
+    void *self = NULL;
+    uint64_t epoch = 9;
+    char leader[64] = "x";
+    REQUIRE(backend->open(where, &self, &e) == ERR_OK);
+    CHECK_EQ(backend->last_epoch(self, &epoch, leader, sizeof(leader), &e), ERR_OK);
+    CHECK_EQ(epoch, 0);
+    CHECK_STR(leader, "");
+    CHECK_EQ(backend->take_epoch_above(self, 1000, &epoch, &e), ERR_OK);
+    CHECK_EQ(epoch, 1001);
+    CHECK_EQ(backend->take_epoch_above(self, 5, &epoch, &e), ERR_OK);
+    CHECK_EQ(epoch, 1002);
+    CHECK_EQ(backend->take_epoch(self, &epoch, &e), ERR_OK);
+    CHECK_EQ(backend->last_epoch(self, &epoch, leader, sizeof(leader), &e), ERR_OK);
+    CHECK_EQ(epoch, 1003);
+    struct store_write write = {.kind = STORE_RESTORE, .id = 1, .value = (char *)"{}"};
+    size_t count = 0;
+    CHECK_EQ(backend->commit(self, 1002, &write, &count, &e), ERR_STALE);
+    CHECK_EQ(backend->commit(self, 1003, &write, &count, &e), ERR_OK);
+    backend->close(self);
+}
+
+struct reading {
+    struct store_read read;
+    struct buf told;
+    enum err err;
+    unsigned done;
+};
+static enum err on_reading_record(void *user, enum store_kind kind, uint64_t id, const char *value,
+                                  struct error *e)
+{
+    buf_printf(&((struct reading *)user)->told, "%d/%" PRIu64 "=%s\n", (int)kind, id, value);
+    return ERR_OK;
+}
+static void on_reading_done(struct store_read *read, enum err err, const struct error *e)
+{
+    struct reading *r = container_of(read, struct reading, read);
+    r->err = err;
+    r->done++;
+}
+
+/* Behind every write that was answered. */
+static void a_store_in_use_can_be_read(const struct store_backend *backend, const char *where)
+{
+    struct bench b;
+    struct reading r = {.read = {.on_record = on_reading_record, .on_done = on_reading_done}};
+    r.read.user = &r;
+    bench_open_at(&b, backend, where);
+    CHECK_EQ(put(&b, STORE_WORKER, 7, "seven"), ERR_OK);
+    CHECK_EQ(put(&b, STORE_FUNCTION, 9, "nine"), ERR_OK);
+    CHECK_EQ(put(&b, STORE_FUNCTION, 9, "nine again"), ERR_OK);
+    store_read(b.store, &r.read);
+    wait_for(&b, &r.done, 1);
+    CHECK_EQ(r.err, ERR_OK);
+    CHECK_EQ(r.read.next_id, 10);
+    CHECK(str_equal(buf_str(&r.told), STR("0/9=nine again\n1/7=seven\n")));
+    CHECK_EQ(put(&b, STORE_FUNCTION, 9, NULL), ERR_OK); /* it goes on */
+    store_stop(b.store);
+    store_read(b.store, &r.read);
+    wait_for(&b, &r.done, 2);
+    CHECK_EQ(r.err, ERR_CLOSED);
+    buf_done(&r.told);
+    bench_close(&b);
+}
+
 static void writes_that_wait_together_share_transactions_and_keep_their_order(
     const struct store_backend *backend, const char *where)
 {

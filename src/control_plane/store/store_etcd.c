@@ -295,7 +295,7 @@ static void epoch_txn(struct etcd_store *s, struct txn *t, uint64_t epoch, uint6
     json_array_append_new(t->success, etcd_get(ETCD_HEAD_KEY));
 }
 
-static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
+static enum err take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch, struct error *e)
 {
     struct etcd_store *s = self;
     struct txn t;
@@ -307,7 +307,7 @@ static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
     if (err != ERR_OK)
         return err;
     pthread_mutex_lock(&s->mutex);
-    uint64_t epoch = s->epoch + 1, before = s->epoch_revision;
+    uint64_t epoch = MAX(s->epoch, above) + 1, before = s->epoch_revision;
     pthread_mutex_unlock(&s->mutex);
     epoch_txn(s, &t, epoch, before);
     err = txn_run(s, &t, &revision, e);
@@ -330,6 +330,37 @@ static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
         s->epoch_known = false; /* it may be ours */
     }
     pthread_mutex_unlock(&s->mutex);
+    return err;
+}
+
+static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
+{
+    return take_epoch_above(self, 0, ret_epoch, e);
+}
+
+struct last {
+    uint64_t epoch;
+    char *leader;
+    size_t leader_bytes;
+};
+
+static enum err on_last(void *user, const struct etcd_kv *kv, struct error *e)
+{
+    struct last *l = user;
+    const char *leader = json_string_value(json_object_get(kv->value, "leader"));
+    (void)snprintf(l->leader, l->leader_bytes, "%s", leader != NULL ? leader : "");
+    return etcd_kv_number(kv, "epoch", &l->epoch, e);
+}
+
+static enum err last_epoch(void *self, uint64_t *ret_epoch, char *ret_leader, size_t leader_bytes,
+                           struct error *e)
+{
+    struct etcd_store *s = self;
+    struct last l = {.leader = ret_leader, .leader_bytes = leader_bytes};
+    struct etcd_range r = {.etcd = s->calls, .key = ETCD_EPOCH_KEY, .on = on_last, .user = &l};
+    ret_leader[0] = '\0';
+    enum err err = etcd_range_each(&r, e);
+    *ret_epoch = l.epoch;
     return err;
 }
 
@@ -663,6 +694,8 @@ const struct store_backend store_etcd = {
     .name = "etcd",
     .open = store_etcd_open,
     .take_epoch = take_epoch,
+    .take_epoch_above = take_epoch_above,
+    .last_epoch = last_epoch,
     .load = load,
     .commit = commit,
     .tidy = tidy,

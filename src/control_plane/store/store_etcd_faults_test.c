@@ -40,6 +40,8 @@ TEST(conforms)
     on_fake(what_was_put_is_loaded_in_order_and_ids_are_never_used_again);
     on_fake(a_leader_that_was_succeeded_writes_nothing);
     on_fake(writes_that_wait_together_share_transactions_and_keep_their_order);
+    on_fake(an_epoch_can_be_taken_above_any_number);
+    on_fake(a_store_in_use_can_be_read);
 }
 
 TEST(conforms_to_an_array)

@@ -534,7 +534,8 @@ static void reserve_give_up(struct sqlite_store *s)
     (void)unlink(path);
 }
 
-static enum err add_epoch(struct sqlite_store *s, uint64_t *ret_epoch, struct error *e)
+static enum err add_epoch(struct sqlite_store *s, uint64_t above, uint64_t *ret_epoch,
+                          struct error *e)
 {
     struct meta meta;
     int result = run(s, SQL_BEGIN);
@@ -542,7 +543,7 @@ static enum err add_epoch(struct sqlite_store *s, uint64_t *ret_epoch, struct er
         return fail(s, result, "writing", e);
     enum err err = meta_get(s, &meta, e);
     if (err == ERR_OK) {
-        meta.epoch++;
+        meta.epoch = MAX(meta.epoch, above) + 1;
         result = meta_set(s, &meta);
         if (result == SQLITE_OK)
             result = run(s, SQL_COMMIT);
@@ -554,23 +555,43 @@ static enum err add_epoch(struct sqlite_store *s, uint64_t *ret_epoch, struct er
     return err;
 }
 
-static enum err sqlite_store_take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
+static enum err sqlite_store_take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch,
+                                              struct error *e)
 {
     struct sqlite_store *s = self;
-    enum err err = add_epoch(s, ret_epoch, e);
+    enum err err = add_epoch(s, above, ret_epoch, e);
     if (err == ERR_NO_SPACE) {
         reserve_give_up(s);
-        err = add_epoch(s, ret_epoch, e);
+        err = add_epoch(s, above, ret_epoch, e);
     }
     if (err == ERR_OK)
         reserve_take(s);
     return err;
 }
 
+static enum err sqlite_store_take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
+{
+    return sqlite_store_take_epoch_above(self, 0, ret_epoch, e);
+}
+
+static enum err sqlite_store_last_epoch(void *self, uint64_t *ret_epoch, char *ret_leader,
+                                        size_t leader_bytes, struct error *e)
+{
+    struct meta meta;
+    enum err err = meta_get(self, &meta, e);
+    if (err != ERR_OK)
+        return err;
+    *ret_epoch = meta.epoch;
+    ret_leader[0] = '\0';
+    return ERR_OK;
+}
+
 const struct store_backend store_sqlite = {
     .name = "sqlite",
     .open = sqlite_store_open,
     .take_epoch = sqlite_store_take_epoch,
+    .take_epoch_above = sqlite_store_take_epoch_above,
+    .last_epoch = sqlite_store_last_epoch,
     .load = sqlite_store_load,
     .commit = sqlite_store_commit,
     .close = sqlite_store_close,

@@ -82,6 +82,14 @@ TEST(conforms_in_sharing_transactions)
 {
     on_sqlite(writes_that_wait_together_share_transactions_and_keep_their_order);
 }
+TEST(conforms_in_epochs_above_a_number)
+{
+    on_sqlite(an_epoch_can_be_taken_above_any_number);
+}
+TEST(conforms_in_being_read_while_in_use)
+{
+    on_sqlite(a_store_in_use_can_be_read);
+}
 
 TEST(the_file_is_for_its_owner_only)
 {
