@@ -44,6 +44,11 @@
 
 struct control; /* opaque */
 
+/* A data plane whose connection closed has so long to come back: one that lives dials again at
+ * once. Then the slots that it held are given to others, and nothing waits for its requests any
+ * more. */
+#define PLANE_GRACE_MS 1000u
+
 struct control_options {
     uint64_t seed;
     uint64_t epoch;              /* of this leadership; sandbox ids carry it */
@@ -51,7 +56,7 @@ struct control_options {
                                     at once */
     uint32_t reconnect_grace_ms; /* a worker whose connection closed: its sandboxes keep serving for
                                     so long before they are given up (its daemon may just restart).
-                                    A data plane likewise: what drains waits so long for its word */
+                                    A data plane has at most PLANE_GRACE_MS */
     uint32_t reconstruction_ms;  /* after start: nothing is stopped that may be wanted, and nothing
                                     is  started that nobody waits for, before every peer known from
                                     the  store has spoken, or so long has passed */
@@ -170,8 +175,8 @@ struct control_event {
             const char (*code_digests)[72]; /* for locality */
             size_t code_digest_count;
             bool silent; /* CLOSED: for too long, and not that it broke: it is dead */
-        } worker; /* KNOWN, UP, CLOSED, GOODBYE; KNOWN needs id and name, CLOSED, GOODBYE and
-                     REMOVED the id */
+        } worker;        /* KNOWN, UP, CLOSED, GOODBYE; KNOWN needs id and name, CLOSED, GOODBYE and
+                            REMOVED the id */
         struct {
             uint64_t worker_id;
             enum worker_use use;
@@ -239,12 +244,12 @@ struct control_order {
     uint64_t target_id; /* worker or data plane id (or ALL_DATA_PLANES); 0 for the shell */
     uint64_t function_id, sandbox_id;
     uint32_t version;
-    uint32_t grace_ms;              /* STOP */
-    uint32_t slots;                 /* ENDPOINT: so many more, 0 when it is only named again, or
-                                       SLOTS_ALL; SLOTS_WANTED */
-    uint32_t idle;                  /* SLOTS_WANTED: so many more, of those that nobody there needs */
-    uint32_t place_us;              /* filled by the shell */
-    enum gone_reason reason;        /* FAIL_WAITING, VERSION_FAILED */
+    uint32_t grace_ms;       /* STOP */
+    uint32_t slots;          /* ENDPOINT: so many more, 0 when it is only named again, or
+                                SLOTS_ALL; SLOTS_WANTED */
+    uint32_t idle;           /* SLOTS_WANTED: so many more, of those that nobody there needs */
+    uint32_t place_us;       /* filled by the shell */
+    enum gone_reason reason; /* FAIL_WAITING, VERSION_FAILED */
     uint32_t status, retry_after_s; /* FAIL_WAITING: HTTP status */
     const char *code;               /* FAIL_WAITING, VERSION_FAILED: e.g. "sandbox_exited" */
     const char *message;            /* a sentence with the cause */

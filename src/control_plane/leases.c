@@ -288,10 +288,26 @@ static void slots_divide(struct control *c, struct core_sandbox *s, uint64_t pla
         grant(c, s, p, share[plane_index(c, p)]);
 }
 
+/* Of a sandbox that is new, the only data plane has all, and there is nothing to count: so it is on
+ * most cold starts. */
+static bool whole_grant(struct control *c, struct core_sandbox *s)
+{
+    uint64_t used = used_mask(c);
+    if (used == 0 || (used & (used - 1)) != 0 || used != c->alive_mask || is_unsure(c, s))
+        return false;
+    struct data_plane *only = &c->data_planes[__builtin_ctzll(used)];
+    if (entry_get(only, s->id) != 0)
+        return false;
+    grant(c, s, only, SLOTS_ALL);
+    return true;
+}
+
 /* False: it has free slots that nobody can be given now. */
 static bool sandbox_grant(struct control *c, struct core_sandbox *s)
 {
     uint64_t planes = 0;
+    if (whole_grant(c, s))
+        return true;
     unlimited_grant(c, s);
     if (concurrency_of(s->function) == 0)
         return c->alive_mask != 0;
@@ -606,7 +622,7 @@ uint64_t leases_locked_slots(struct control *c, struct core_function *f)
 static void sandbox_look(struct control *c, uint64_t sandbox_id)
 {
     struct core_sandbox *s = map_get(&c->sandboxes, sandbox_id);
-    if (s == NULL)
+    if (s == NULL || !serves(s))
         return;
     book_spoil(s->function);
     leases_offer(s);
@@ -716,9 +732,9 @@ void leases_returned(struct control *c, struct data_plane *p, const struct contr
 /* It has nothing there any more; it may know it still. */
 void leases_drained(struct control *c, struct data_plane *p, uint64_t sandbox_id)
 {
-    if (map_remove(&p->leases_held, sandbox_id) == NULL)
-        return;
-    if (map_get(&c->sandboxes, sandbox_id) != NULL)
+    if (map_get(&c->sandboxes, sandbox_id) == NULL)
+        (void)map_remove(&p->leases_held, sandbox_id);
+    else if (entry_get(p, sandbox_id) != 0)
         entry_put(p, sandbox_id, 0, 0);
     sandbox_look(c, sandbox_id);
 }
@@ -758,8 +774,7 @@ void leases_sandbox_gone(struct control *c, const struct core_sandbox *s, bool m
 {
     FOR_EACH_PLANE(c, p, c->alive_mask)
     {
-        uint32_t slots = entry_slots(entry_get(p, s->id));
-        (void)map_remove(&p->leases_held, s->id);
+        uint32_t slots = entry_slots((uintptr_t)map_remove(&p->leases_held, s->id));
         if (!may_come_back || slots == 0)
             continue;
         entry_put(p, s->id, slots, ENTRY_RETIRED);

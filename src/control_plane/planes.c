@@ -255,7 +255,7 @@ void plane_closed(struct control *c, uint64_t id, bool silent)
     if (silent)
         plane_end(c, p); /* no connection that only broke */
     else
-        due_at(c, &p->due, c->now_ms + c->options.reconnect_grace_ms);
+        due_at(c, &p->due, c->now_ms + MIN(c->options.reconnect_grace_ms, PLANE_GRACE_MS));
 }
 
 /* ---- what they say ---- */

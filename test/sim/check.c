@@ -221,6 +221,7 @@ void check_plane(struct sim *s, uint32_t plane)
 /* ---- orders ---- */
 
 /* The core cannot know what a data plane has in flight that has been silent or away for so long. */
+static_assert(PLANE_GRACE_MS <= RECONNECT_GRACE_MS, "which the core takes, if it is less");
 static bool is_dead(const struct sim *s, uint32_t peer)
 {
     const struct link *l = &s->links[peer];
@@ -228,7 +229,7 @@ static bool is_dead(const struct sim *s, uint32_t peer)
         return false;
     return l->core_lost_ms < s->core_started_ms /* it has not come back to this one */
                ? s->now_ms >= s->core_started_ms + RECONSTRUCTION_MS
-               : s->now_ms >= l->core_lost_ms + RECONNECT_GRACE_MS ||
+               : s->now_ms >= l->core_lost_ms + PLANE_GRACE_MS ||
                      l->core_lost_ms >= l->heard_ms + PEER_DEAD_AFTER_MS;
 }
 
