@@ -344,9 +344,10 @@ TEST(replacements_on_suspicion_wait_twice_as_long_each_time)
             pass(&s, 10, 4, ELECTION_NOBODY, 5 + round);
             step(&s, EVENT(.kind = ELECTION_ANSWERED, .member = 2, .epoch = 5 + round));
         }
-        uint64_t least_ms = MIN(ELECTION_TENURE_MS << (round - 1), ELECTION_BACKOFF_MS_MAX);
-        if (round > 0)
+        if (round > 0) {
+            uint64_t least_ms = MIN(ELECTION_TENURE_MS << (round - 1), ELECTION_BACKOFF_MS_MAX);
             CHECK(s.now_ms - begin_ms >= least_ms && s.now_ms - begin_ms < least_ms + 200);
+        }
         begin_ms = s.now_ms;
         step(&s, EVENT(.kind = ELECTION_TAKE_REFUSED, .epoch = 6 + round, .member = 1));
     }

@@ -151,6 +151,18 @@ static enum err make_threads(struct data_plane *dp, struct error *e)
     return err;
 }
 
+static void on_serve(void *user)
+{
+    struct data_plane *dp = user;
+    struct error e = {0};
+    for (uint32_t i = 0; i < dp->shared.thread_count; i++) {
+        if (thread_start(dp->shared.threads[i], &e) == ERR_OK)
+            continue;
+        log_error("data_plane.failed", LOG_STR("why", e.text));
+        _exit(err_exit_code(ERR_NO_MEMORY)); /* others may run: there is nothing to save */
+    }
+}
+
 static void on_stopped(void *user)
 {
     struct data_plane *dp = user;
@@ -218,11 +230,9 @@ static enum err start(struct data_plane *dp, struct error *e)
                                      .listen_address = dp->listen_address,
                                      .data_path = dp->data_path,
                                      .user = dp,
+                                     .on_serve = on_serve,
                                      .on_stopped = on_stopped};
-    err = router_new(&options, &dp->router, e);
-    for (uint32_t i = 0; err == ERR_OK && i < dp->shared.thread_count; i++)
-        err = thread_start(dp->shared.threads[i], e);
-    return err;
+    return router_new(&options, &dp->router, e);
 }
 
 /* ---- end ---- */
@@ -274,8 +284,6 @@ int data_plane_main(int argc, char **argv)
     }
     if (err != ERR_OK) {
         fprintf(stderr, "dirigent data-plane: %s\n", e.text);
-        if (dp.threads_made > 0)
-            _exit(err_exit_code(err)); /* threads may run: there is nothing to save */
     } else {
         log_info("data_plane.up", LOG_STR("listen", dp.listen_address), LOG_STR("name", dp.name),
                  LOG_U64("threads", dp.shared.thread_count),

@@ -50,7 +50,7 @@ struct router {
     uint32_t thread; /* our index in dispatches */
     struct replicas *replicas;
     struct link *link; /* to the control plane that leads; NULL: none does */
-    bool welcome, stopping, said_unreachable, said_unwritten;
+    bool welcome, stopping, said_unreachable, said_unwritten, serves;
     bool changed;                     /* what the file of the snapshot does not have */
     uint64_t snapshot_next_ns;        /* not earlier */
     uint64_t sequence, taken;         /* taken: the last message of this connection */
@@ -1009,6 +1009,14 @@ static void snapshot_take(struct router *c)
     dirigent__from_control_plane__free_unpacked(m, NULL);
 }
 
+static void serve(struct router *c)
+{
+    if (c->serves)
+        return;
+    c->serves = true;
+    c->options.on_serve(c->options.user);
+}
+
 /* The first time: has no control plane come by now? */
 static void on_keep(struct loop_timer *timer)
 {
@@ -1019,6 +1027,7 @@ static void on_keep(struct loop_timer *timer)
         keep(c);
     else
         snapshot_touch(c->options.data_path);
+    serve(c);
     loop_timer_start(c->loop, timer, time_now(c) + SNAPSHOT_TOUCH_MS * NS_PER_MS);
 }
 
@@ -1062,6 +1071,7 @@ static void on_message(void *user, struct link *link, const Dirigent__FromContro
     if (m->snapshot) {
         atomic_store(&c->shared->ready, true);
         tell_everything(c);
+        serve(c);
     }
 }
 
@@ -1211,6 +1221,7 @@ enum err router_new(const struct router_options *options, struct router **ret_ro
 void router_stop(struct router *c, uint64_t deadline_ns)
 {
     c->stopping = true;
+    serve(c); /* threads that have not begun could not end */
     for (uint32_t i = 0; i < c->shared->thread_count; i++)
         thread_stop(c->shared->threads[i], deadline_ns);
 }

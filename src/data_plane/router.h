@@ -16,6 +16,9 @@ struct router_options {
     const char *name, *cluster_name, *listen_address;
     const char *data_path; /* where its snapshot is kept */
     void *user;
+    /* Once: requests can be served, from what a control plane or the snapshot told; or nobody has
+     * told anything for so long that clients must hear it. Until then they wait in the kernel. */
+    void (*on_serve)(void *user);
     void (*on_stopped)(void *user); /* after router_stop(): all threads have ended their requests */
 };
 /* On shared->control_loop. Dials at once. */
