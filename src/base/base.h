@@ -85,6 +85,10 @@ char *mem_printf(const char *format, ...) must_check printf_like(1, 2);
 /* Monotonic clock, and wall clock for people. Never used by pure modules: they take `now`. */
 uint64_t clock_mono_ns(void);
 uint64_t clock_real_ms(void);
+static inline uint64_t clock_real_s(void)
+{
+    return clock_real_ms() / 1000;
+}
 
 /* Whole-file helpers for small files (configuration, /proc). Blocks. *ret_text is NUL-terminated
  * and the caller's to free. ERR_TOO_LARGE above bytes_max. */

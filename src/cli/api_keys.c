@@ -89,20 +89,7 @@ static enum err run_list(const struct command_input *in, struct error *e)
 
 static enum err run_remove(const struct command_input *in, struct error *e)
 {
-    cleanup(client_done) struct client c = {0};
-    if (client_check_plain_name(in->arguments[0], e) != ERR_OK)
-        return ERR_USAGE;
-    cleanup(free_pointer) char *path = mem_printf("/v1/keys/%s", in->arguments[0]);
-    json_t *answer = NULL;
-    enum err err = client_open(&c, in, e);
-    if (err == ERR_OK)
-        err = client_send(&c, "DELETE", path, NULL, &answer, e);
-    if (err == ERR_OK && output_format_of(in->common->output) == OUTPUT_TABLE)
-        printf("%s removed\n", in->arguments[0]);
-    else if (err == ERR_OK)
-        output_json(stdout, output_format_of(in->common->output), answer);
-    json_decref(answer);
-    return err;
+    return client_run_remove(in, "/v1/keys", e);
 }
 
 static const struct option create_options[] = {

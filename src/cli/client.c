@@ -1,5 +1,6 @@
 /* client.c - the API over libcurl. */
 #include "cli/client.h"
+#include "cli/output.h"
 #include "cli/style.h"
 #include "function/function.h"
 #include <errno.h>
@@ -320,4 +321,23 @@ uint64_t json_number(const json_t *object, const char *key)
 {
     json_int_t number = json_integer_value(json_object_get(object, key));
     return number > 0 ? (uint64_t)number : 0;
+}
+
+enum err client_run_remove(const struct command_input *in, const char *collection, struct error *e)
+{
+    cleanup(client_done) struct client c = {0};
+    enum output_format format = output_format_of(in->common->output);
+    json_t *answer = NULL;
+    if (client_check_plain_name(in->arguments[0], e) != ERR_OK)
+        return ERR_USAGE;
+    cleanup(free_pointer) char *path = mem_printf("%s/%s", collection, in->arguments[0]);
+    enum err err = client_open(&c, in, e);
+    if (err == ERR_OK)
+        err = client_send(&c, "DELETE", path, NULL, &answer, e);
+    if (err == ERR_OK && format == OUTPUT_TABLE)
+        printf("%s removed\n", in->arguments[0]);
+    else if (err == ERR_OK)
+        output_json(stdout, format, answer);
+    json_decref(answer);
+    return err;
 }

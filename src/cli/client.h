@@ -61,6 +61,9 @@ must_check enum err client_check_name(const char *name, struct error *e);
 /* Proxies are not asked for what is on this machine. */
 /* The same of a worker, data plane or key. */
 must_check enum err client_check_plain_name(const char *name, struct error *e);
+/* A whole command: deletes COLLECTION/<its argument> and says so. */
+must_check enum err client_run_remove(const struct command_input *in, const char *collection,
+                                      struct error *e);
 
 void client_set_common(CURL *curl);
 

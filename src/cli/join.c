@@ -27,11 +27,6 @@ static const struct role_texts worker_texts = {NODE_WORKER, "worker", PRIVILEGES
 static const struct role_texts data_plane_texts = {NODE_DATA_PLANE, "data-plane",
                                                    PRIVILEGES_UID_DATA_PLANE};
 
-static uint64_t now_s(void)
-{
-    return clock_real_ms() / 1000;
-}
-
 static enum err check(const struct join_values *v, struct error *e)
 {
     struct token token;
@@ -77,7 +72,7 @@ static enum err refuse_joined(const char *path, const struct role_texts *r, stru
 {
     struct subject anyone = {.role = r->role};
     struct identity i cleanup(identity_done) = {0};
-    if (identity_load(path, &anyone, now_s(), &i, NULL) != ERR_OK)
+    if (identity_load(path, &anyone, clock_real_s(), &i, NULL) != ERR_OK)
         return ERR_OK; /* not there, or of no use */
     return error_set(e, ERR_EXISTS,
                      "this machine is %s '%s' of cluster '%s' already (%s/tls); --again makes it "
@@ -91,7 +86,7 @@ static enum err install(const char *path, const struct join_grant *grant, struct
     cleanup(free_pointer) char *line = mem_printf("%s\n", grant->addresses);
     enum err err = key_file_write(file, 0644, str_of(line), e);
     return err == ERR_OK ? identity_install(path, str_of(grant->certificate), str_of(grant->roots),
-                                            &grant->subject, now_s(), e)
+                                            &grant->subject, clock_real_s(), e)
                          : err;
 }
 

@@ -101,7 +101,7 @@ static enum err role_of(const struct api_keys *k, const struct http_request *req
     if (err != ERR_OK)
         return err;
     const struct registered *r = strmap_get(&k->by_text_id, str_of(key.id));
-    err = api_key_verify(&key, r != NULL ? &r->record : NULL, clock_real_ms() / 1000, e);
+    err = api_key_verify(&key, r != NULL ? &r->record : NULL, clock_real_s(), e);
     if (err == ERR_OK)
         *ret_role = r->record.role;
     return err;
@@ -175,7 +175,7 @@ static enum err check_creation(const struct api_keys *k, struct api_key_change *
     if (k->by_id.count == 0 && c->role != API_ADMIN)
         return error_field(e, ERR_CONFLICT, "role",
                            "the first key must be an administrator's, or nobody could make others");
-    return api_key_make(str_of(c->name), c->role, clock_real_ms() / 1000, c->lifetime_s, &c->record,
+    return api_key_make(str_of(c->name), c->role, clock_real_s(), c->lifetime_s, &c->record,
                         c->text, e);
 }
 

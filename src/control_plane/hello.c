@@ -5,27 +5,6 @@
 #include "wire/link.h"
 #include <string.h>
 
-struct str address_host(const char *address)
-{
-    struct str s = str_of(address);
-    size_t end = s.bytes;
-    while (end > 0 && s.data[end - 1] != ':')
-        end--;
-    bool has_port = end > 0 && (s.data[0] == '[' ? s.data[end - 2] == ']'
-                                                 : strchr(address, ':') == &s.data[end - 1]);
-    if (has_port)
-        s.bytes = end - 1;
-    if (s.bytes >= 2 && s.data[0] == '[' && s.data[s.bytes - 1] == ']')
-        s = (struct str){s.data + 1, s.bytes - 2};
-    return s;
-}
-
-bool address_is_loopback(struct str host)
-{
-    return str_has_prefix(host, STR("127.")) || str_equal(host, STR("::1")) ||
-           str_equal(host, STR("localhost"));
-}
-
 static bool is_peer_name(const char *name)
 {
     size_t bytes = strlen(name);
@@ -39,7 +18,7 @@ static bool is_address_text(const char *text)
            strspn(text, "0123456789abcdefABCDEFlohst.:[]%") == strlen(text);
 }
 
-static enum node_role role_of(Dirigent__Role role)
+enum node_role role_of_wire(Dirigent__Role role)
 {
     switch (role) {
     case DIRIGENT__ROLE__ROLE_WORKER:
@@ -59,7 +38,7 @@ static enum err check_certificate(const Dirigent__Hello *h, const struct hello_r
                                   struct error *e)
 {
     char name[NODE_NAME_BYTES_MAX + 1];
-    enum node_role role = role_of(h->role);
+    enum node_role role = role_of_wire(h->role);
     if (!rules->secured)
         return ERR_OK;
     if (rules->peer == NULL)
@@ -105,7 +84,7 @@ enum err hello_check(const Dirigent__Hello *h, const struct hello_rules *rules, 
     if (h->cluster[0] != '\0' && rules->cluster[0] != '\0' &&
         strcmp(h->cluster, rules->cluster) != 0)
         return error_set(e, ERR_PERMISSION, "it belongs to another cluster, '%.63s'", h->cluster);
-    if (role_of(h->role) == NODE_NONE)
+    if (role_of_wire(h->role) == NODE_NONE)
         return error_set(e, ERR_INVALID, "its role is neither worker nor data plane");
     if (h->role == DIRIGENT__ROLE__ROLE_CONTROL_PLANE)
         return rules->has_members

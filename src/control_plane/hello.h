@@ -2,6 +2,9 @@
 #pragma once
 #include "dirigent.pb-c.h"
 #include "keys/subject.h"
+#include "loop/loop.h"
+
+enum node_role role_of_wire(Dirigent__Role role); /* NODE_NONE: unknown */
 
 struct hello_rules {
     const char *cluster; /* our --cluster-name; "": any */
@@ -17,6 +20,3 @@ must_check enum err hello_check(const Dirigent__Hello *h, const struct hello_rul
 /* A message of one that is welcome: only what its role may say. ERR_PERMISSION. */
 must_check enum err message_check(bool is_worker, const Dirigent__ToControlPlane *m,
                                   struct error *e);
-/* "10.0.0.1" of "10.0.0.1:80", "::1" of "[::1]:80"; what has no port is an address already. */
-struct str address_host(const char *address);
-bool address_is_loopback(struct str host);

@@ -138,11 +138,14 @@ TEST(hosts_are_found_in_addresses)
 {
     static const struct {
         const char *address, *host;
-    } cases[] = {{"10.0.0.1:80", "10.0.0.1"}, {"[fd00::1]:80", "fd00::1"}, {"10.0.0.1", "10.0.0.1"},
-                 {"fd00::1", "fd00::1"},      {"[fd00::1]", "fd00::1"},    {"", ""},
-                 {"localhost:1", "localhost"}};
+    } cases[] = {{"10.0.0.1:80", "10.0.0.1"},  {"[fd00::1]:80", "fd00::1"},
+                 {"10.0.0.1", "10.0.0.1"},     {"fd00::1", "fd00::1"},
+                 {"[fd00::1]", "fd00::1"},     {"", ""},
+                 {"localhost:1", "localhost"}, {":80", ""}};
     for (size_t i = 0; i < ARRAY_COUNT(cases); i++)
         CHECK(str_equal(address_host(cases[i].address), str_of(cases[i].host)));
     CHECK(address_is_loopback(STR("127.0.0.3")) && address_is_loopback(STR("::1")));
     CHECK(!address_is_loopback(STR("10.0.0.1")));
+    CHECK(address_is_any(address_host(":80")) && address_is_any(address_host("[::]:80")));
+    CHECK(address_is_any(address_host("0.0.0.0:80")) && !address_is_any(STR("10.0.0.1")));
 }

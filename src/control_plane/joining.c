@@ -2,6 +2,7 @@
 #include "control_plane/joining.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "control_plane/hello.h"
 #include "control_plane/leadership.h"
 #include "control_plane/trust.h"
 #include "keys/join.h"
@@ -33,11 +34,6 @@ struct join_attempt {
     joining_answer *tell;
     void *user; /* with `tell` NULL: it is cancelled */
 };
-
-static uint64_t now_s(void)
-{
-    return clock_real_ms() / 1000;
-}
 
 /* ---- records ---- */
 
@@ -117,7 +113,7 @@ static enum err prepare(struct joining *j, struct token_change *c, struct regist
     if (j->by_id.count >= TOKENS_MAX)
         return error_set(e, ERR_BUSY, "there are %u tokens already: remove some", TOKENS_MAX);
     c->order.name = str_of(c->name);
-    return token_make(&c->order, now_s(), &c->record, c->text, e);
+    return token_make(&c->order, clock_real_s(), &c->record, c->text, e);
 }
 
 void joining_change(struct joining *j, struct token_change *c)
@@ -150,7 +146,7 @@ void joining_tidy(struct joining *j)
 {
     size_t cursor = 0;
     for (const struct registered *r; (r = map_next(&j->by_id, &cursor)) != NULL;) {
-        if (r->changing || !token_is_over(&r->record, now_s()))
+        if (r->changing || !token_is_over(&r->record, clock_real_s()))
             continue;
         struct token_change *c = mem_new(sizeof(*c));
         c->remove = true;
@@ -216,40 +212,25 @@ static void on_burned(struct store_write *write, enum err err, const struct erro
     attempt_free(a);
 }
 
-static enum node_role role_of(Dirigent__Role role)
-{
-    switch (role) {
-    case DIRIGENT__ROLE__ROLE_WORKER:
-        return NODE_WORKER;
-    case DIRIGENT__ROLE__ROLE_DATA_PLANE:
-        return NODE_DATA_PLANE;
-    case DIRIGENT__ROLE__ROLE_CONTROL_PLANE: /* needs no token: it has the store */
-    case DIRIGENT__ROLE__ROLE_UNKNOWN:
-    case _DIRIGENT__ROLE_IS_INT_SIZE:
-        break;
-    }
-    return NODE_NONE;
-}
-
 static enum err judge(struct joining *j, const Dirigent__JoinRequest *m, bool name_is_taken,
                       struct registered **ret, struct join_answer *ret_answer, struct error *e)
 {
     struct join_request request = {.token = str_of(m->token),
-                                   .role = role_of(m->role),
+                                   .role = role_of_wire(m->role),
                                    .name = str_of(m->name),
                                    .csr = str_of(m->csr)};
     struct token token = {0};
     enum token_verdict verdict = TOKEN_MALFORMED;
     *ret = NULL;
-    if (request.role == NODE_NONE)
+    if (request.role != NODE_WORKER && request.role != NODE_DATA_PLANE)
         return error_field(e, ERR_INVALID, "role", "only workers and data planes join by a token");
     if (token_parse(request.token, &token, NULL) == ERR_OK)
         *ret = strmap_get(&j->by_text_id, str_of(token.id));
     if (*ret != NULL && (*ret)->changing)
         return error_field(e, ERR_BUSY, "token", "this token is being used at this moment");
     return join_answer(trust_bundle(j->cp->trust), *ret != NULL ? &(*ret)->record : NULL,
-                       name_is_taken, &request, now_s(), trust_lifetime_s(j->cp->trust), ret_answer,
-                       &verdict, e);
+                       name_is_taken, &request, clock_real_s(), trust_lifetime_s(j->cp->trust),
+                       ret_answer, &verdict, e);
 }
 
 static enum err allow(struct joining *j, const char *ip, uint64_t *ret_wait_ms, struct error *e)
@@ -315,8 +296,8 @@ void joining_renew(struct joining *j, const struct subject *peer, const Dirigent
 {
     struct error e = {0};
     struct join_answer answer cleanup(join_answer_done) = {0};
-    enum err err = renew_answer(trust_bundle(j->cp->trust), peer, str_of(m->csr), NULL, 0, now_s(),
-                                trust_lifetime_s(j->cp->trust), &answer, &e);
+    enum err err = renew_answer(trust_bundle(j->cp->trust), peer, str_of(m->csr), NULL, 0,
+                                clock_real_s(), trust_lifetime_s(j->cp->trust), &answer, &e);
     if (err == ERR_OK)
         log_info("node.renewed", LOG_STR("role", node_role_name(peer->role)),
                  LOG_STR("name", peer->name));

@@ -1,7 +1,6 @@
 /* members.c - beats out, beats in. */
 #include "control_plane/members.h"
 #include "base/log.h"
-#include "control_plane/hello.h"
 #include "control_plane/registry.h"
 #include "control_plane/trust.h"
 #include "wire/link.h"
@@ -225,9 +224,8 @@ static void take_api_address(struct member *p, const char *address)
     const char *port = strrchr(address, ':');
     link_peer_address(p->in, from, sizeof(from));
     struct str own = address_host(from);
-    bool wildcard = str_equal(host, STR("0.0.0.0")) || str_equal(host, STR("::"));
     bool is_v6 = memchr(own.data, ':', own.bytes) != NULL;
-    if (wildcard && port != NULL)
+    if (address_is_any(host) && port != NULL)
         (void)snprintf(p->api_address, sizeof(p->api_address), is_v6 ? "[%.*s]%s" : "%.*s%s",
                        STR_ARG(own), port);
     else

@@ -23,11 +23,6 @@ struct trust {
     bool changing;
 };
 
-static uint64_t now_s(void)
-{
-    return clock_real_ms() / 1000;
-}
-
 uint64_t trust_lifetime_s(const struct trust *t)
 {
     return t->cp->settings.certificate_lifetime / 1000;
@@ -60,7 +55,7 @@ static enum err issue(const struct trust *t, struct identity *ret, struct error 
                                 &order.subject, e);
     csr_append_pem(i.key, &csr);
     if (err == ERR_OK)
-        err = authority_issue(a, buf_str(&csr), &order, now_s(), &pem, e);
+        err = authority_issue(a, buf_str(&csr), &order, clock_real_s(), &pem, e);
     if (err == ERR_OK)
         err = certificate_from_pem(buf_str(&pem), &i.certificate, e);
     authority_bundle_roots(&t->bundle, &roots);
@@ -95,7 +90,7 @@ static void on_timer(struct loop_timer *timer)
     struct trust *t = container_of(timer, struct trust, timer);
     struct error e = {0};
     loop_timer_start(t->cp->loop, timer, loop_now_ns(t->cp->loop) + LOOK_PERIOD_NS);
-    if (t->identity.certificate == NULL || now_s() < identity_renew_s(&t->identity))
+    if (t->identity.certificate == NULL || clock_real_s() < identity_renew_s(&t->identity))
         return;
     if (renew(t, &e) == ERR_OK)
         log_info("certificate.renewed");
@@ -193,7 +188,7 @@ void trust_lead(struct trust *t)
     struct error e = {0};
     if (t->tls == NULL || t->record_id != 0)
         return;
-    if (authority_bundle_make(str_of(name[0] != '\0' ? name : CLUSTER_NAME_DEFAULT), now_s(),
+    if (authority_bundle_make(str_of(name[0] != '\0' ? name : CLUSTER_NAME_DEFAULT), clock_real_s(),
                               &t->first, &e) == ERR_OK)
         submit(t, &t->write, &t->first, on_first_stored);
     else
@@ -239,10 +234,10 @@ static enum err next_step(struct trust *t, struct trust_change *change, struct e
     if (err != ERR_OK)
         return err;
     if (b->count == 1)
-        return authority_bundle_begin(b, now_s(), e);
+        return authority_bundle_begin(b, clock_real_s(), e);
     if (b->signer == 0)
-        return authority_bundle_switch(b, now_s(), lifetime_s, change->force, e);
-    return authority_bundle_finish(b, now_s(), lifetime_s, change->force, e);
+        return authority_bundle_switch(b, clock_real_s(), lifetime_s, change->force, e);
+    return authority_bundle_finish(b, clock_real_s(), lifetime_s, change->force, e);
 }
 
 void trust_rotate(struct trust *t, struct trust_change *change)
@@ -260,17 +255,11 @@ void trust_rotate(struct trust *t, struct trust_change *change)
 
 /* ---- life ---- */
 
-static bool is_loopback(const char *address)
-{
-    return strncmp(address, "127.", 4) == 0 || strncmp(address, "[::1]:", 6) == 0 ||
-           strncmp(address, "localhost:", 10) == 0;
-}
-
 enum err trust_new(struct control_plane *cp, struct trust **ret_trust, struct error *e)
 {
     const char *mode = cp->settings.tls;
     bool is_auto = strcmp(mode, "auto") == 0, is_off = strcmp(mode, "off") == 0;
-    bool inside = is_loopback(cp->settings.cluster);
+    bool inside = address_is_loopback(address_host(cp->settings.cluster));
     if (!is_auto && !is_off && strcmp(mode, "on") != 0)
         return error_field(e, ERR_USAGE, "tls", "--tls must be auto, on or off, and is '%s'", mode);
     if (cp->settings.certificate_lifetime / 1000 < CERTIFICATE_LIFETIME_S_MIN ||

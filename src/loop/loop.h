@@ -16,6 +16,7 @@
 #pragma once
 #include "base/base.h"
 #include "base/list.h"
+#include "base/str.h"
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -197,6 +198,11 @@ must_check enum err address_parse(const char *text, struct sockaddr_storage *ret
                                   socklen_t *ret_bytes, struct error *e);
 /* "127.0.0.1:8080" into ret_text of at least 64 bytes. */
 void address_format(const struct sockaddr *address, char *ret_text, size_t bytes);
+/* "10.0.0.1" of "10.0.0.1:80", "::1" of "[::1]:80", "" of ":80"; what has no port is a host
+ * already. */
+struct str address_host(const char *address);
+bool address_is_loopback(struct str host);
+bool address_is_any(struct str host); /* "", "0.0.0.0", "::": all addresses of this host */
 /* Non-blocking close-on-exec listening socket, SO_REUSEADDR, and SO_REUSEPORT when asked. The error
  * names the address, and for EADDRINUSE says that another program has it. */
 must_check enum err socket_listen(const char *address, bool reuse_port, int *ret_fd,

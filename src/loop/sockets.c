@@ -74,6 +74,32 @@ enum err address_parse(const char *text, struct sockaddr_storage *ret_address, s
                      "'%s' is no ADDRESS:PORT (an IP address; names are not looked up)", text);
 }
 
+struct str address_host(const char *address)
+{
+    struct str s = str_of(address);
+    size_t end = s.bytes;
+    while (end > 0 && s.data[end - 1] != ':')
+        end--;
+    bool has_port = end > 0 && (s.data[0] == '[' ? s.data[end - 2] == ']'
+                                                 : strchr(address, ':') == &s.data[end - 1]);
+    if (has_port)
+        s.bytes = end - 1;
+    if (s.bytes >= 2 && s.data[0] == '[' && s.data[s.bytes - 1] == ']')
+        s = (struct str){s.data + 1, s.bytes - 2};
+    return s;
+}
+
+bool address_is_loopback(struct str host)
+{
+    return str_has_prefix(host, STR("127.")) || str_equal(host, STR("::1")) ||
+           str_equal(host, STR("localhost"));
+}
+
+bool address_is_any(struct str host)
+{
+    return host.bytes == 0 || str_equal(host, STR("0.0.0.0")) || str_equal(host, STR("::"));
+}
+
 void address_format(const struct sockaddr *address, char *ret_text, size_t bytes)
 {
     char host[INET6_ADDRSTRLEN] = "?";

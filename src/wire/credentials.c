@@ -41,16 +41,11 @@ struct credentials {
     bool is_wanted; /* now, whatever the clock says */
 };
 
-static uint64_t now_s(void)
-{
-    return clock_real_ms() / 1000;
-}
-
 /* ---- jobs ---- */
 
 static enum err reload(struct job *j)
 {
-    return identity_load(j->data_path, &j->subject, now_s(), &j->identity, &j->error);
+    return identity_load(j->data_path, &j->subject, clock_real_s(), &j->identity, &j->error);
 }
 
 static void *job_run(void *user)
@@ -62,11 +57,12 @@ static void *job_run(void *user)
         break;
     case JOB_INSTALL:
         j->err = identity_install(j->data_path, buf_str(&j->first), buf_str(&j->second),
-                                  &j->subject, now_s(), &j->error);
+                                  &j->subject, clock_real_s(), &j->error);
         j->err = j->err == ERR_OK ? reload(j) : j->err;
         break;
     case JOB_ROOTS:
-        j->err = identity_install_roots(j->data_path, buf_str(&j->first), now_s(), &j->error);
+        j->err =
+            identity_install_roots(j->data_path, buf_str(&j->first), clock_real_s(), &j->error);
         j->err = j->err == ERR_OK ? reload(j) : j->err;
         break;
     }
@@ -164,7 +160,7 @@ static void ask(struct credentials *c)
 
 static bool is_due(const struct credentials *c)
 {
-    return c->is_wanted || now_s() >= identity_renew_s(&c->identity);
+    return c->is_wanted || clock_real_s() >= identity_renew_s(&c->identity);
 }
 
 static void on_timer(struct loop_timer *timer)
@@ -226,7 +222,8 @@ static bool is_of_newest(const struct credentials *c, struct str pem)
     if (roots_from_pem(pem, &all, NULL) != ERR_OK)
         return false;
     struct roots newest = {.items = {all.items[all.count - 1]}, .count = 1}; /* borrowed */
-    return certificate_verify(c->identity.certificate, &newest, now_s(), &subject, NULL) == ERR_OK;
+    return certificate_verify(c->identity.certificate, &newest, clock_real_s(), &subject, NULL) ==
+           ERR_OK;
 }
 
 void credentials_take_roots(struct credentials *c, const Dirigent__Roots *m)
@@ -248,14 +245,13 @@ void credentials_take_roots(struct credentials *c, const Dirigent__Roots *m)
 
 static bool is_loopback_only(const char *addresses)
 {
-    for (const char *at = addresses;; at++) {
-        if (strncmp(at, "127.", 4) != 0 && strncmp(at, "[::1]:", 6) != 0 &&
-            strncmp(at, "localhost:", 10) != 0)
+    for (struct str rest = str_of(addresses), one; rest.bytes > 0;) {
+        one = str_split(rest, ',', &rest);
+        cleanup(free_pointer) char *address = mem_strndup(one.data, one.bytes);
+        if (!address_is_loopback(address_host(address)))
             return false;
-        at += strcspn(at, ",");
-        if (*at == '\0')
-            return true;
     }
+    return true;
 }
 
 static enum err read_addresses(struct credentials *c, const char *given, struct error *e)
@@ -285,7 +281,7 @@ static enum err load(struct credentials *c, const struct credentials_options *o,
 {
     struct subject expect = {.role = o->role};
     (void)snprintf(expect.name, sizeof(expect.name), "%s", o->name);
-    enum err err = identity_load(c->data_path, &expect, now_s(), &c->identity, e);
+    enum err err = identity_load(c->data_path, &expect, clock_real_s(), &c->identity, e);
     if (err == ERR_NOT_FOUND && strcmp(o->tls, "auto") == 0 && is_loopback_only(c->addresses))
         return ERR_OK;
     if (err == ERR_NOT_FOUND)

@@ -75,7 +75,7 @@ static void take_certificate(struct joiner *j, const struct subject *server,
                                    .name = str_of(j->order->name),
                                    .csr = str_of(j->order->csr)};
     enum err err = join_accept(&request, str_of(j->order->pin), server, str_of(m->certificate),
-                               str_of(m->roots), clock_real_ms() / 1000, &j->grant->subject, j->e);
+                               str_of(m->roots), clock_real_s(), &j->grant->subject, j->e);
     if (err == ERR_OK) {
         j->grant->certificate = mem_strdup(m->certificate);
         j->grant->roots = mem_strdup(m->roots);

@@ -50,7 +50,7 @@ static struct tls *tls_of(const struct authority_bundle *b, enum node_role role,
     struct issue_order order = order_of("c", role, name);
     struct error e = {0};
     csr_append_pem(i.key, &csr);
-    i.certificate = issue(b, buf_str(&csr), &order, clock_real_ms() / 1000);
+    i.certificate = issue(b, buf_str(&csr), &order, clock_real_s());
     authority_bundle_roots(b, &roots);
     REQUIRE(roots_from_pem(buf_str(&roots), &i.roots, &e) == ERR_OK);
     i.subject = order.subject;
@@ -71,7 +71,7 @@ static void begin(struct world *w)
     int fds[2];
     *w = (struct world){0};
     REQUIRE(loop_new(&w->loop, &e) == ERR_OK);
-    REQUIRE(authority_bundle_make(STR("c"), clock_real_ms() / 1000, &w->bundle, &e) == ERR_OK);
+    REQUIRE(authority_bundle_make(STR("c"), clock_real_s(), &w->bundle, &e) == ERR_OK);
     w->server_tls = tls_of(&w->bundle, NODE_CONTROL_PLANE, "cp");
     w->client_tls = tls_of(&w->bundle, NODE_WORKER, "w1");
     REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);

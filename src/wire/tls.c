@@ -81,7 +81,7 @@ static int on_verify(X509_STORE_CTX *store, void *user)
     (void)user;
     SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
     struct tls_session *s = SSL_get_app_data(ssl);
-    uint64_t now_s = clock_real_ms() / 1000;
+    uint64_t now_s = clock_real_s();
     s->refused = judge(s, store, now_s);
     s->has_peer = s->refused == ERR_OK;
     ERR_clear_error();

@@ -7,11 +7,6 @@
 
 #define HOUR_S 3600u
 
-static uint64_t now_s(void)
-{
-    return clock_real_ms() / 1000;
-}
-
 /* One end, with all that it needs. */
 struct end {
     struct tls *tls;
@@ -48,7 +43,7 @@ static struct authority_bundle bundle_now(const char *cluster)
 {
     struct authority_bundle b;
     struct error e = {0};
-    REQUIRE(authority_bundle_make(str_of(cluster), now_s() - 48 * HOUR_S, &b, &e) == ERR_OK);
+    REQUIRE(authority_bundle_make(str_of(cluster), clock_real_s() - 48 * HOUR_S, &b, &e) == ERR_OK);
     return b;
 }
 
@@ -99,8 +94,8 @@ static void say(struct end *end, const char *text)
 TEST(both_sides_know_each_other_and_hear_what_is_said)
 {
     struct authority_bundle b = bundle_now("c");
-    struct end client = {.tls = tls_of(&b, NODE_WORKER, "w1", now_s())};
-    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", now_s())};
+    struct end client = {.tls = tls_of(&b, NODE_WORKER, "w1", clock_real_s())};
+    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", clock_real_s())};
     meet(&client, &server);
     REQUIRE(tls_session_is_established(client.session));
     REQUIRE(tls_session_is_established(server.session));
@@ -128,8 +123,8 @@ TEST(both_sides_know_each_other_and_hear_what_is_said)
 PROPERTY(whatever_is_said_arrives_in_whatever_parts)
 {
     struct authority_bundle b = bundle_now("c");
-    struct end client = {.tls = tls_of(&b, NODE_DATA_PLANE, "d", now_s())};
-    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", now_s())};
+    struct end client = {.tls = tls_of(&b, NODE_DATA_PLANE, "d", clock_real_s())};
+    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", clock_real_s())};
     struct buf said cleanup(buf_done) = {0};
     end_begin(&client, false);
     end_begin(&server, true);
@@ -155,8 +150,8 @@ PROPERTY(whatever_is_said_arrives_in_whatever_parts)
 PROPERTY(a_byte_that_is_changed_on_the_way_is_never_taken)
 {
     struct authority_bundle b = bundle_now("c");
-    struct end client = {.tls = tls_of(&b, NODE_WORKER, "w", now_s())};
-    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", now_s())};
+    struct end client = {.tls = tls_of(&b, NODE_WORKER, "w", clock_real_s())};
+    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", clock_real_s())};
     end_begin(&client, false);
     end_begin(&server, true);
     size_t victim = rng_below(rng, 4000); /* of the bytes of both directions, some after the end */
@@ -185,7 +180,7 @@ TEST(a_client_without_a_certificate_is_nobody)
     struct authority_bundle b = bundle_now("c");
     struct pin pin = authority_pin(b.items[0]);
     struct end client = {.tls = tls_new()};
-    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", now_s())};
+    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", clock_real_s())};
     REQUIRE(tls_set_joiner(client.tls, str_of(pin.text), &client.e) == ERR_OK);
     meet(&client, &server);
     CHECK(tls_session_is_established(server.session));
@@ -219,7 +214,7 @@ static void check_refused(struct tls *client_tls, struct tls *server_tls, bool b
 TEST(strangers_are_refused_and_told)
 {
     struct authority_bundle b = bundle_now("c"), other = bundle_now("c"), named = bundle_now("d");
-    uint64_t now = now_s();
+    uint64_t now = clock_real_s();
 #define CP tls_of(&b, NODE_CONTROL_PLANE, "cp", now)
     check_refused(tls_of(&other, NODE_WORKER, "w", now), CP, false, "authority");
     check_refused(tls_of(&named, NODE_WORKER, "w", now), CP, false, "cluster");
@@ -245,18 +240,18 @@ TEST(in_a_rotation_old_and_new_certificates_meet)
 {
     struct authority_bundle b = bundle_now("c");
     struct error e = {0};
-    struct tls *old = tls_of(&b, NODE_WORKER, "w", now_s()); /* knows the first root only */
-    REQUIRE(authority_bundle_begin(&b, now_s(), &e) == ERR_OK);
-    struct tls *middle = tls_of(&b, NODE_WORKER, "w", now_s());
+    struct tls *old = tls_of(&b, NODE_WORKER, "w", clock_real_s()); /* knows the first root only */
+    REQUIRE(authority_bundle_begin(&b, clock_real_s(), &e) == ERR_OK);
+    struct tls *middle = tls_of(&b, NODE_WORKER, "w", clock_real_s());
     struct end client = {.tls = old};
-    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", now_s())};
+    struct end server = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", clock_real_s())};
     meet(&client, &server);
     CHECK(tls_session_is_established(client.session) && client.err == ERR_OK);
     end_done(&client);
     end_done(&server);
-    REQUIRE(authority_bundle_switch(&b, now_s(), 0, true, &e) == ERR_OK);
+    REQUIRE(authority_bundle_switch(&b, clock_real_s(), 0, true, &e) == ERR_OK);
     struct end second = {.tls = middle}; /* certificate of the first, trusts both */
-    struct end after = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", now_s())};
+    struct end after = {.tls = tls_of(&b, NODE_CONTROL_PLANE, "cp", clock_real_s())};
     meet(&second, &after);
     CHECK(tls_session_is_established(second.session) && second.err == ERR_OK &&
           after.err == ERR_OK);

@@ -1,5 +1,6 @@
 """A cluster with several control planes: etcd, control planes, data planes and workers as single processes on loopback, for
 tests that kill, stop and restart them one by one. Standard library only."""
+import contextlib
 import os
 import pathlib
 import shutil
@@ -225,5 +226,18 @@ class Replicated:
         return [s for s in self.items(f"/v1/sandboxes?function={name}") if state in (None, s["state"])]
 
 
-def now_ms():
-    return time.monotonic() * 1000
+@contextlib.contextmanager
+def started(kind):
+    """Gives a function that makes a cluster of this kind and starts it. At the end all of them end, in order, and their logs are
+    shown when the test fails."""
+    made = []
+
+    def make(*arguments, **more):
+        made.append(kind(*arguments, **more))
+        return made[-1].start()
+    yield make
+    for cluster in made:
+        for program in cluster.all():
+            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
+        bad = cluster.end()
+        assert bad == []

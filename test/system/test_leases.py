@@ -7,7 +7,7 @@ import time
 import pytest
 
 from cluster import wait_until
-from replicated import Replicated, there_is_etcd
+from replicated import Replicated, started, there_is_etcd
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
               pytest.mark.skipif(not there_is_etcd(), reason="needs etcd")]
@@ -41,17 +41,8 @@ Server(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 
 @pytest.fixture
 def make():
-    made = []
-
-    def start(*arguments, **more):
-        made.append(Replicated(*arguments, **more))
-        return made[-1].start()
-    yield start
-    for cluster in made:
-        for program in cluster.all():
-            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
-        bad = cluster.end()
-        assert bad == []
+    with started(Replicated) as make_one:
+        yield make_one
 
 
 def calls(cluster, name, planes, count, ms, workers=16):

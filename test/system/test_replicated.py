@@ -14,7 +14,7 @@ import time
 import pytest
 
 from cluster import BUILD, free_ports, http_call, run_cli, wait_until
-from replicated import Program, Replicated, there_is_etcd
+from replicated import Program, Replicated, started, there_is_etcd
 from test_user_path import APP
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -23,17 +23,8 @@ pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 
 @pytest.fixture
 def make():
-    made = []
-
-    def start(*arguments, **more):
-        made.append(Replicated(*arguments, **more))
-        return made[-1].start()
-    yield start
-    for cluster in made:
-        for program in cluster.all():
-            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
-        bad = cluster.end()
-        assert bad == []
+    with started(Replicated) as make_one:
+        yield make_one
 
 
 class Calls:

@@ -14,7 +14,7 @@ import pytest
 
 from cluster import BUILD, Result, free_ports, run_cli, wait_until
 from fake_control_plane import message, parse
-from replicated import Program, Replicated, there_is_etcd
+from replicated import Program, Replicated, started, there_is_etcd
 from test_replicated import Calls
 from test_user_path import APP
 
@@ -73,17 +73,8 @@ def run_wrapped(wrap, *arguments):
 
 @pytest.fixture
 def make():
-    made = []
-
-    def start(*arguments, **more):
-        made.append(Secured(*arguments, **more))
-        return made[-1].start()
-    yield start
-    for cluster in made:
-        for program in cluster.all():
-            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
-        bad = cluster.end()
-        assert bad == []
+    with started(Secured) as make_one:
+        yield make_one
 
 
 # ---- a connection of our own ----
