@@ -256,6 +256,10 @@ static void print_banner(const struct up *up)
     printf("%sDirigent is ready%s after %s.\n\n", bold, end, human_duration_us(us, took));
     printf("  calls  http://%s/function/NAME/\n", listen);
     printf("  API    %s\n", up->client.api);
+    const char *inside = up_settings_text(&up->settings, "cluster");
+    if (strcmp(up_settings_text(&up->settings, "tls"), "off") == 0 &&
+        address_is_loopback(address_host(inside)))
+        printf("  inside %s, without TLS: loopback needs no certificates\n", inside);
     printf("  data   %s\n", up_settings_text(&up->settings, "data_dir"));
     if (up_settings_text(&up->settings, "apply")[0] == '\0')
         printf("  try    %sdirigent deploy hello --dir examples/python%s%s\n", bold, api, end);

@@ -143,6 +143,10 @@ def test_only_up_and_the_launcher_are_root(new_cluster):
         assert "NoNewPrivs:\t1" in status, program
 
 
+def test_the_banner_says_that_loopback_needs_no_certificates(shared):
+    assert "without TLS: loopback needs no certificates" in shared.log()
+
+
 def test_the_banner_is_plain_in_a_pipe_and_names_the_addresses(new_cluster):
     cluster = new_cluster()
     log = cluster.log()
