@@ -141,7 +141,7 @@ struct thread {
     pthread_t id;
     bool started, stopping, stopped_told;
     struct loop *loop;
-    int listen_fd;
+    int listen_fd; /* until it starts; then the listener's, and -1 */
     struct loop_listener listener;
     struct strmap table; /* name -> struct thread_route */
     struct map pools;    /* sandbox id -> struct pool */

@@ -1014,6 +1014,7 @@ static void serve(struct router *c)
     if (c->serves)
         return;
     c->serves = true;
+    changes_tell(c); /* before the threads begin */
     c->options.on_serve(c->options.user);
 }
 

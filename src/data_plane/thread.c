@@ -287,13 +287,12 @@ enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd,
     rng_init(&t->rng, seed);
     if (err == ERR_OK)
         err = loop_new(&t->loop, e);
-    if (err == ERR_OK)
-        err = loop_listener_start(t->loop, &t->listener, listen_fd, e);
     if (err != ERR_OK) {
         loop_free(t->loop);
         free(t);
         return err;
     }
+    t->listen_fd = listen_fd;
     loop_timer_start(t->loop, &t->sweep, now_ns(t) + SWEEP_PERIOD_NS);
     *ret_thread = t;
     return ERR_OK;
@@ -301,6 +300,12 @@ enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd,
 
 enum err thread_start(struct thread *t, struct error *e)
 {
+    /* What it was told before is in force before it hears the first client. */
+    loop_run_once(t->loop, 0);
+    enum err err = loop_listener_start(t->loop, &t->listener, t->listen_fd, e);
+    if (err != ERR_OK)
+        return err;
+    t->listen_fd = -1;
     int failure = pthread_create(&t->id, NULL, run, t);
     if (failure != 0)
         return error_set(e, ERR_NO_MEMORY, "start a thread: %s", strerror(failure));
@@ -330,6 +335,7 @@ void thread_free(struct thread *t)
     assert(!t->started && t->client_count == 0);
     if (t->listener.poll.active)
         loop_listener_stop(&t->listener);
+    fd_close(&t->listen_fd);
     loop_timer_stop(t->loop, &t->sweep);
     loop_timer_stop(t->loop, &t->stop_timer);
     for (size_t cursor = 0; (tr = strmap_next(&t->table, &cursor, &name)) != NULL;)

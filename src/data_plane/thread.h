@@ -26,6 +26,7 @@ struct thread_shared {
 /* Takes the listening socket over. */
 must_check enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd,
                                struct thread **ret_thread, struct error *e);
+/* Begins to accept, with all updates in force that it was told until now. */
 must_check enum err thread_start(struct thread *t, struct error *e);
 /* Control thread: no new connections; answers say `Connection: close`; on_thread_stopped when the
  * last request has ended, or at `deadline_ns`, when those that are left are cut. */
