@@ -209,6 +209,8 @@ const char *members_accept(struct members *m, const Dirigent__Hello *hello, stru
     link_set_timers(link, 0, SILENT_LINK_MS);
     if (old != NULL)
         link_close(old, ERR_CLOSED, "replaced by a new connection");
+    if (p->out == NULL) /* while it was away the pauses of our attempts have grown */
+        dialler_hurry(p->dialler);
     if (!was_up) {
         log_info("member.up", LOG_STR("member", p->name));
         m->callbacks.on_up(m->user, index_of(p));

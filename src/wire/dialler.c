@@ -190,6 +190,18 @@ enum err dialler_new(struct loop *loop, const char *address, struct tls *tls,
     return ERR_OK;
 }
 
+void dialler_hurry(struct dialler *d)
+{
+    if (d->link != NULL || d->freed)
+        return;
+    if (d->connecting) {
+        d->connecting = false;
+        loop_stream_close(&d->stream);
+    }
+    d->delay_ms = 0;
+    loop_timer_start(d->loop, &d->timer, loop_now_ns(d->loop));
+}
+
 void dialler_free(struct dialler *d)
 {
     if (d == NULL)

@@ -72,6 +72,9 @@ struct dialler_callbacks {
 must_check enum err dialler_new(struct loop *loop, const char *address, struct tls *tls,
                                 const struct dialler_callbacks *callbacks, void *user,
                                 struct dialler **ret_dialler, struct error *e);
+/* The other side is known to be there, it has just spoken by another way: one that waits for its
+ * next attempt, or for an answer that may have been lost, tries at once. */
+void dialler_hurry(struct dialler *d);
 void dialler_free(struct dialler *d); /* closes its link without telling */
 
 /* Frame decoder, pure: for the link and for fuzzing. Looks at `data`; on ERR_OK *ret_payload and

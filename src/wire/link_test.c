@@ -191,25 +191,58 @@ static void run_until(struct dialled *t, unsigned *counter, unsigned wanted)
     CHECK(*counter >= wanted);
 }
 
+/* Dials an address where nobody listens. */
+static struct dialler *dial_in_vain(struct dialled *t, char *ret_address, size_t bytes)
+{
+    static const struct dialler_callbacks callbacks = {
+        .on_up = on_up,
+        .on_failed = on_failed,
+        .link = {.on_frame = client_on_frame, .on_closed = client_on_closed}};
+    struct sockaddr_storage address;
+    socklen_t address_bytes = sizeof(address);
+    struct dialler *d = NULL;
+    struct error e = {0};
+    int fd;
+    REQUIRE(loop_new(&t->loop, &e) == ERR_OK);
+    REQUIRE(socket_listen("127.0.0.1:0", false, &fd, &e) == ERR_OK);
+    getsockname(fd, (struct sockaddr *)&address, &address_bytes);
+    address_format((struct sockaddr *)&address, ret_address, bytes);
+    fd_close(&fd);
+    REQUIRE(dialler_new(t->loop, ret_address, NULL, &callbacks, t, &d, &e) == ERR_OK);
+    return d;
+}
+
+TEST(a_dialler_in_a_hurry_does_not_wait_for_its_next_attempt)
+{
+    struct dialled t = {.listener.on_accept = server_on_accept};
+    struct error e = {0};
+    char text[64];
+    int fd;
+    struct dialler *d = dial_in_vain(&t, text, sizeof(text));
+    run_until(&t, &t.failures, 8); /* the next attempt is 320 to 640 ms away */
+    REQUIRE(socket_listen(text, false, &fd, &e) == ERR_OK);
+    REQUIRE(loop_listener_start(t.loop, &t.listener, fd, &e) == ERR_OK);
+    uint64_t began_ns = clock_mono_ns();
+    dialler_hurry(d);
+    run_until(&t, &t.ups, 1);
+    CHECK(clock_mono_ns() - began_ns < 300 * NS_PER_MS);
+    dialler_hurry(d); /* there is nothing to hurry for */
+    run_until(&t, &t.server.frames, 1);
+    CHECK_EQ(t.ups, 1);
+    dialler_free(d);
+    run_until(&t, &t.server.closed, 1);
+    loop_listener_stop(&t.listener);
+    loop_run_once(t.loop, 0);
+    loop_free(t.loop);
+}
+
 TEST(the_dialler_waits_for_a_server_and_comes_back_after_a_loss)
 {
     struct dialled t = {.listener.on_accept = server_on_accept};
     struct error e = {0};
-    REQUIRE(loop_new(&t.loop, &e) == ERR_OK);
-    int fd;
-    REQUIRE(socket_listen("127.0.0.1:0", false, &fd, &e) == ERR_OK);
-    struct sockaddr_storage address;
-    socklen_t bytes = sizeof(address);
-    getsockname(fd, (struct sockaddr *)&address, &bytes);
     char text[64];
-    address_format((struct sockaddr *)&address, text, sizeof(text));
-    fd_close(&fd); /* nobody listens at first */
-    struct dialler_callbacks callbacks = {
-        .on_up = on_up,
-        .on_failed = on_failed,
-        .link = {.on_frame = client_on_frame, .on_closed = client_on_closed}};
-    struct dialler *d = NULL;
-    REQUIRE(dialler_new(t.loop, text, NULL, &callbacks, &t, &d, &e) == ERR_OK);
+    int fd;
+    struct dialler *d = dial_in_vain(&t, text, sizeof(text));
     run_until(&t, &t.failures, 2);
     CHECK_EQ(t.ups, 0);
     REQUIRE(socket_listen(text, false, &fd, &e) == ERR_OK);
