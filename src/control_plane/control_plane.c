@@ -1,6 +1,7 @@
 /* control_plane.c - start and end of the program, and the step that joins the core with the world.
  */
 #include "control_plane/control_plane.h"
+#include "base/crash_point.h"
 #include "base/log.h"
 #include "base/privileges.h"
 #include "base/program.h"
@@ -126,6 +127,8 @@ static void carry_out(struct control_plane *cp, const struct control_order *orde
     log_debug("order", LOG_STR("kind", order_name(order->kind)),
               LOG_I64("target", (int64_t)order->target_id), LOG_U64("function", order->function_id),
               LOG_U64("version", order->version), LOG_U64("sandbox", order->sandbox_id));
+    if (order->kind == ORDER_START)
+        CRASH_POINT("control_plane.placed");
     switch (order->kind) {
     case ORDER_VERSION_ACTIVE:
         order_version_active(cp, order);

@@ -1,6 +1,7 @@
 /* leadership.c - translates: what the store and the members say becomes events of the election, its
  * orders become calls. */
 #include "control_plane/leadership.h"
+#include "base/crash_point.h"
 #include "base/log.h"
 #include "control_plane/copies.h"
 #include "control_plane/election.h"
@@ -218,6 +219,7 @@ static void on_taken(void *user, enum err err, uint64_t epoch, uint64_t next_id,
 {
     struct leadership *l = user;
     if (err == ERR_OK) {
+        CRASH_POINT("control_plane.taken");
         l->cp->epoch = epoch;
         l->cp->next_id = next_id;
         STEP(l, .kind = ELECTION_TAKEN, .epoch = epoch, .member = ELECTION_NOBODY);

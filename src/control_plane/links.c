@@ -1,6 +1,7 @@
 /* links.c - peers of the cluster protocol. Sections: known peers, the handshake, what peers say,
  * what they are told, code for workers, views. */
 #include "control_plane/links.h"
+#include "base/crash_point.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "control_plane/blobs.h"
@@ -753,6 +754,7 @@ static void take_worker_message(struct peer *p, Dirigent__ToControlPlane *m)
 static void take_demand(struct peer *p, const Dirigent__Demand *m)
 {
     struct control_event event = {.kind = EVENT_DEMAND};
+    CRASH_POINT("control_plane.scale_asked");
     event.demand.data_plane_id = p->known->record.id;
     event.demand.function_id = m->function_id;
     event.demand.in_flight = m->in_flight;

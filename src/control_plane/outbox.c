@@ -1,5 +1,6 @@
 /* outbox.c - one message per peer and turn. */
 #include "control_plane/outbox.h"
+#include "base/crash_point.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,7 +145,13 @@ void outbox_send(struct outbox *o, struct link *link, uint64_t epoch, uint64_t s
     GIVE(remove_sandboxes);
     GIVE(want_demand);
 #undef GIVE
+    if (m.n_endpoints > 0)
+        CRASH_POINT("control_plane.endpoint");
     link_send(link, &m.base);
+    if (m.n_starts > 0)
+        CRASH_POINT("control_plane.create_sent");
+    if (m.n_endpoints > 0)
+        CRASH_POINT("control_plane.endpoint_sent");
     outbox_clear(o);
 }
 

@@ -1,5 +1,6 @@
 /* registry.c - changes of functions: one at a time per name, each stored before it is true. */
 #include "control_plane/registry.h"
+#include "base/crash_point.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "control_plane/blobs.h"
@@ -401,6 +402,7 @@ static void on_stored(struct store_write *write, enum err err, const struct erro
     struct change *c = container_of(write, struct change, write);
     struct registry *r = c->registry;
     char name[sizeof(c->name)];
+    CRASH_POINT("control_plane.stored");
     memcpy(name, c->name, sizeof(name)); /* the change may go in finish() */
     if (err == ERR_OK)
         apply(c);

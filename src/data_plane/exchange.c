@@ -1,5 +1,6 @@
 /* exchange.c - one request and its answer. */
 #include "data_plane/proxy.h"
+#include "base/crash_point.h"
 #include <stdio.h>
 
 /* ---- which function ---- */
@@ -225,6 +226,7 @@ static void acquire(struct client *c, struct dispatch_endpoint *release)
         if (c->state != CLIENT_WAITING)
             client_move(c, CLIENT_WAITING);
         route_tell_demand(r);
+        CRASH_POINT("data_plane.queued");
     }
     if (release != NULL)
         dispatch_release(r->dispatch, t->index, release, now_ns(t));
@@ -326,6 +328,8 @@ static void granted(struct client *c, struct dispatch_endpoint *endpoint)
         acquire(c, endpoint);
         return;
     }
+    if (c->was_queued)
+        CRASH_POINT("data_plane.dequeued");
     c->endpoint = endpoint;
     c->granted_ns = now_ns(c->thread);
     claim_connection(c, endpoint->user);
@@ -484,6 +488,7 @@ static void begin_answer(struct client *c, const struct http_response *r)
     struct thread *t = c->thread;
     struct upstream *u = c->upstream;
     struct sandbox *sandbox = c->endpoint->user;
+    CRASH_POINT("data_plane.first_byte");
     client_move(c, CLIENT_ANSWERING);
     c->status = r->status;
     c->answer_body = r->body;
@@ -580,6 +585,7 @@ static void bad_answer(struct client *c)
 static void finish(struct client *c)
 {
     struct upstream *u = c->upstream;
+    CRASH_POINT("data_plane.last_byte");
     c->upstream = NULL;
     u->spoiled |= !c->request_done;
     upstream_finish(u);
@@ -825,6 +831,7 @@ static size_t begin_call(struct client *c, const struct http_request *r,
         exchange_fail(c, ANSWER_body_too_large, STR_NONE);
         return used;
     }
+    CRASH_POINT("data_plane.request_in");
     acquire(c, NULL);
     if (c->state == CLIENT_SENT && !c->request_done && used < bytes)
         used += body_send(c, data + used, bytes - used);

@@ -5,6 +5,7 @@
  * moved once, and clones the slot's blanks where it is; the builder makes the networks and cgroups
  * of slots; a short-lived one for each template ends in the mount namespace it has made. */
 #include "launcher/state.h"
+#include "base/crash_point.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -114,6 +115,7 @@ static long process_clone(const struct launcher *l, uint64_t flags, int cgroup_f
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (uint64_t)cgroup_fd;
     }
+    CRASH_POINT("launcher.clone");
     long pid = SETUP_CALL(l->shared.secret, SYS_clone3, &args, sizeof(args));
     return pid < 0 ? -errno : pid;
 }
@@ -338,12 +340,16 @@ static _Noreturn void builder_run(const struct launcher *l, int fd)
         struct builder_answer answer = {.slot = index, .ok = 1};
         struct error e = {0};
         int netns = -1;
-        if (cgroup_slot_make(&l->shared.cgroups, index, &e) != ERR_OK ||
-            network_slot_make(&l->network, index, &netns, &answer.netns_cookie, &e) != ERR_OK) {
+        enum err err = cgroup_slot_make(&l->shared.cgroups, index, &e);
+        CRASH_POINT("launcher.cgroup");
+        if (err == ERR_OK)
+            err = network_slot_make(&l->network, index, &netns, &answer.netns_cookie, &e);
+        CRASH_POINT("launcher.network");
+        if (err != ERR_OK) {
             answer.ok = 0;
             (void)snprintf(answer.text, sizeof(answer.text), "%.190s", e.text);
         }
-        enum err err = packet_send(fd, &answer, sizeof(answer), &netns, netns >= 0 ? 1 : 0);
+        err = packet_send(fd, &answer, sizeof(answer), &netns, netns >= 0 ? 1 : 0);
         fd_close(&netns);
         if (err != ERR_OK)
             break;
@@ -393,6 +399,7 @@ static _Noreturn void template_run(const struct launcher *l, const struct templa
     struct root_plan plan = {
         .code_fd = code_fd, .userns_base = t->userns_base, .mount_point = l->config.run_dir};
     enum err err = root_userns_make(t->userns_base, &fds[1], &e);
+    CRASH_POINT("launcher.root"); /* later the directory is out of sight */
     if (err == ERR_OK)
         err = root_make(&plan, fds[1], &fds[0], &e);
     if (err != ERR_OK) {

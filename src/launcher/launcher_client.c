@@ -1,5 +1,6 @@
 /* launcher_client.c - the worker's side: starting or finding the launcher, orders, events. */
 #include "launcher/state.h"
+#include "base/crash_point.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -69,7 +70,7 @@ static _Noreturn void launcher_exec(const struct launcher_config *c, int exe_fd,
     for (int i = 0; i < n; i++)
         argv[i] = text[i];
     argv[n] = NULL;
-    char *environment[] = {NULL};
+    char *environment[] = {crash_point_environment(), NULL};
     sigset_t none;
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);

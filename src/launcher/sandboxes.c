@@ -1,5 +1,6 @@
 /* sandboxes.c - the life of slots and of the sandboxes in them. */
 #include "launcher/state.h"
+#include "base/crash_point.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -256,6 +257,7 @@ static void on_report(struct slot *s, const struct blank_report *report)
             on_parked(s);
         break;
     case BLANK_STARTED:
+        CRASH_POINT("launcher.executed");
         s->started = true;
         s->create_us = (uint32_t)((report->created_ns - s->order_ns) / NS_PER_US);
         s->exec_us = (uint32_t)((report->executed_ns - s->order_ns) / NS_PER_US);
@@ -361,6 +363,7 @@ static void start_now(struct slot *s, struct template *t, uint64_t sandbox_id, u
 {
     struct launcher *l = s->launcher;
     struct error e = {0};
+    CRASH_POINT("launcher.slot");
     s->state = SLOT_RUNNING;
     s->template = t; /* the hold goes over from the start */
     s->sandbox_id = sandbox_id;

@@ -1,5 +1,6 @@
 /* node.c - the life of versions and sandboxes on one worker. */
 #include "worker/node.h"
+#include "base/crash_point.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/list.h"
@@ -416,6 +417,7 @@ static void timer_after(struct sandbox *s, uint64_t ms)
 void node_start(struct node *n, uint64_t id, uint64_t function_id, uint32_t number)
 {
     struct version *v = map_get(&n->versions, version_key(function_id, number));
+    CRASH_POINT("worker.create");
     if (map_get(&n->sandboxes, id) != NULL)
         return; /* said twice */
     if (v == NULL)
@@ -494,10 +496,12 @@ static void on_listening(struct sandbox *s, const struct launcher_event *e)
     if (s->state != STATE_STARTING)
         return;
     loop_timer_stop(s->node->options.loop, &s->timer);
+    CRASH_POINT("worker.ready");
     address_set(s, e);
     sandbox_move(s, STATE_READY);
     status_fill(s, &m);
     s->node->options.on_report(s->node->options.user, &m);
+    CRASH_POINT("worker.reported");
 }
 
 static void on_exited(struct sandbox *s, const struct launcher_event *e)

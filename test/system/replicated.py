@@ -23,7 +23,8 @@ class Program:
     def start(self):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("DIRIGENT_")}
         with open(self.log_path, "a") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                            env={**clean, **self.cluster.environment})
         return self
 
     def log(self):
@@ -56,10 +57,10 @@ def there_is_etcd():
 class Replicated:
     """`control_planes` of them over three members of etcd; one data plane and one worker unless told otherwise."""
 
-    def __init__(self, control_planes=3, data_planes=1, workers=1, etcd_members=3, flags=()):
+    def __init__(self, control_planes=3, data_planes=1, workers=1, etcd_members=3, flags=(), environment=None):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="dirigent-test-"))
         self.directory.chmod(0o755)
-        self.flags = [str(f) for f in flags]
+        self.flags, self.environment = [str(f) for f in flags], environment or {}
         self.places = []
         ports = free_ports(2 * etcd_members + 2 * control_planes + data_planes + workers)
         take = iter(ports).__next__
