@@ -23,7 +23,7 @@ struct election { /* times that may be 0 are "since when", and 0 is "it is not s
     bool leader_led;      /* it has said so, under that epoch */
     uint64_t patience_ms; /* until then a leader that is not heard is not suspected */
     uint64_t fresh_ms;    /* until then what is heard may have been said long before */
-    bool store_known;     /* our copy is complete */
+    uint64_t known_ms;    /* since when our copy of the store is complete */
     uint64_t store_lost_ms;
     uint64_t yield_ms;   /* we lead without the store, and another member reaches it */
     uint64_t gone_ms;    /* the leader is gone */
@@ -217,7 +217,8 @@ static void take(struct election *e)
 static uint64_t open_since_ms(struct election *e)
 {
     if (e->epoch == 0) /* a new cluster: whoever comes first in rank, if it comes soon */
-        return everyone_is_here(e) ? e->started_ms : e->started_ms + e->options.silence_ms;
+        return everyone_is_here(e) ? e->known_ms
+                                   : MAX(e->known_ms, e->started_ms + e->options.silence_ms);
     if (e->leader == e->self && e->gone_ms == 0) /* an earlier life of ours, or a lost answer */
         e->gone_ms = e->now_ms;
     if (e->gone_ms != 0)
@@ -237,7 +238,7 @@ static uint64_t open_since_ms(struct election *e)
 
 static void follow_look(struct election *e)
 {
-    if (!e->store_known)
+    if (e->known_ms == 0)
         return;
     uint64_t since_ms = open_since_ms(e);
     if (since_ms != 0 && e->now_ms >= since_ms + position(e) * e->options.rank_ms)
@@ -366,7 +367,8 @@ static void take_event(struct election *e, const struct election_event *event)
         }
         break;
     case ELECTION_STORE_EPOCH:
-        e->store_known = true;
+        if (e->known_ms == 0)
+            e->known_ms = e->now_ms;
         epoch_seen(e, event->epoch, event->member);
         break;
     case ELECTION_STORE_REACHED:
@@ -417,7 +419,7 @@ static void due_find(struct election *e)
     e->due_ms = e->now_ms + (e->count > 1 ? ELECTION_TICK_MS : ELECTION_START_MS);
     due_at(e, e->retry_ms);
     if (e->epoch == 0)
-        due_at(e, e->started_ms + e->options.silence_ms + rank_ms);
+        due_at(e, MAX(e->known_ms, e->started_ms + e->options.silence_ms) + rank_ms);
     if (e->gone_ms != 0)
         due_at(e, e->gone_ms + rank_ms);
     if (e->agreed_ms != 0)

@@ -70,6 +70,21 @@ TEST(a_leader_whose_process_died_is_replaced_at_once_by_the_first)
     election_free(second.e);
 }
 
+TEST(of_a_new_cluster_the_first_begins_however_late_the_store_is)
+{
+    struct script first = new_of(0, 3), second = new_of(1, 3);
+    pass(&first, 500, 6, ELECTION_NOBODY, 0);
+    pass(&second, 500, 5, ELECTION_NOBODY, 0);
+    step(&first, EVENT(.kind = ELECTION_STORE_EPOCH, .member = ELECTION_NOBODY));
+    step(&second, EVENT(.kind = ELECTION_STORE_EPOCH, .member = ELECTION_NOBODY));
+    CHECK_EQ(first.takes, 1);
+    CHECK_EQ(second.takes, 0);
+    pass(&second, ELECTION_RANK_MS, 5, ELECTION_NOBODY, 0); /* the first does nothing */
+    CHECK_EQ(second.takes, 1);
+    election_free(first.e);
+    election_free(second.e);
+}
+
 TEST(leading_begins_when_the_epoch_is_taken_and_all_before_it_is_known)
 {
     struct script s = follower_of(0, 2);

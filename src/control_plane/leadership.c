@@ -68,7 +68,7 @@ static void carry_out(struct leadership *l, const struct election_order *o)
             l->is_refused = true;
             return;
         }
-        store_take(l->cp->store);
+        store_take(l->cp->store, o->epoch);
         return;
     case ELECTION_LEAD:
         lead(l, o->epoch);

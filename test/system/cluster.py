@@ -1,9 +1,11 @@
 """A real cluster (`dirigent up`) for a test, the client, and plain HTTP. Standard library only."""
+import contextlib
 import fcntl
 import http.client
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -33,8 +35,12 @@ def run_cli(*arguments, env=None, input=None, timeout=120, cwd=None):
 
 
 def free_ports(count):
-    """Ports that nobody has now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports that nobody has now. Below those that the kernel gives out by itself, so that no connection takes one before its
+    program listens, and at random, so that several runs at once do not meet."""
+    sockets = []
+    while len(sockets) < count:
+        with contextlib.suppress(OSError):
+            sockets.append(socket.create_server(("127.0.0.1", random.randrange(10000, 26000))))
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
         s.close()

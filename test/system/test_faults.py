@@ -130,6 +130,7 @@ def state_of(cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_five_hundred_lives_leave_nothing(new_cluster, examples):
     """The first hundred fill pools and caches; four hundred more must add nothing."""
     cluster = new_cluster()

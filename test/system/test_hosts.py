@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "deploy"))
 from cluster import BUILD, sanitizer_reports, wait_until  # noqa: E402
 from netcluster import Cluster  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
               pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd")]
 
 

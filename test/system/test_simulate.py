@@ -19,7 +19,7 @@ from cluster import BUILD, free_ports, http_call, run_cli, wait_until
 
 SMALL = ["--workers", "20", "--data-planes", "3", "--functions", "300", "--rate", "200", "--duration", "1500ms", "--warm-up", "200ms"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 class ControlPlane:

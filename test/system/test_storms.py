@@ -16,7 +16,7 @@ from replicated import Replicated, there_is_etcd
 from test_replicated import Calls
 from test_user_path import APP
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 def deploy_c(cluster, name, examples, *flags):

@@ -79,8 +79,9 @@ def test_up_twice_on_one_directory_names_directory_and_process(new_cluster):
 
 def test_addresses_and_host_ports_of_another_instance_are_refused(new_cluster):
     first, second = new_cluster(), new_cluster(start=False)
-    for flags, sentence in [(["--address-pool", first.place.pool], "--address-pool: the addresses"),
-                            (["--host-port-base", str(first.place.host_port_base + 1)], "--host-port-base: the ports")]:
+    for flags, sentence in [
+            (["--address-pool", first.place.pool], "--address-pool: the addresses"),
+            (["--host-port-base", str(first.place.host_port_base + 1), "--slots", "64"], "--host-port-base: the ports")]:
         second.flags = flags
         done = run_up(second)
         assert done.returncode == 1

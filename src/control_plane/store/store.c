@@ -33,7 +33,8 @@ struct store {
     pthread_cond_t wakeup;
     struct store_write *first, **last;
     struct store_read *reads;
-    bool closing, take; /* take: the epoch is to be taken */
+    bool closing, take; /* take: the epoch after take_newest is to be taken */
+    uint64_t take_newest;
     struct store_numbers numbers;
 };
 
@@ -96,6 +97,7 @@ struct work { /* for the store's thread, one at a time */
     struct store_write *batch;
     struct store_read *reads;
     bool take, end, idle;
+    uint64_t newest;
 };
 
 static struct work take_work(struct store *s)
@@ -108,6 +110,7 @@ static struct work take_work(struct store *s)
     while (s->first == NULL && s->reads == NULL && !s->closing && !s->take && !work.idle)
         work.idle = pthread_cond_timedwait(&s->wakeup, &s->mutex, &until) == ETIMEDOUT;
     work.take = s->take;
+    work.newest = s->take_newest;
     s->take = false;
     work.batch = s->first;
     work.reads = s->reads;
@@ -173,12 +176,12 @@ static void on_taken_post(struct loop_post *post)
     free(p);
 }
 
-static void take_now(struct store *s)
+static void take_now(struct store *s, uint64_t newest)
 {
     struct taken_post *p = mem_new(sizeof(*p));
     p->post.on_post = on_taken_post;
     p->store = s;
-    p->err = s->backend->take_epoch(s->self, &p->epoch, &p->error);
+    p->err = s->backend->take_epoch_after(s->self, newest, &p->epoch, &p->error);
     if (p->err == ERR_OK)
         p->err = s->backend->catch_up(s->self, &p->error);
     if (p->err == ERR_OK) {
@@ -250,7 +253,7 @@ static void *store_thread(void *argument)
     enum err lost = ERR_OK;
     for (struct work work; !(work = take_work(s)).end;) {
         if (work.take)
-            take_now(s);
+            take_now(s, work.newest);
         enum err err = write_batch(s, work.batch, lost, &error);
         if (err != ERR_OK && lost == ERR_OK)
             tell_lost(s, err, &error);
@@ -398,11 +401,12 @@ enum err store_follow(struct store *s, struct loop *loop, const struct store_fol
     return start_threads(s, true, e);
 }
 
-void store_take(struct store *s)
+void store_take(struct store *s, uint64_t newest)
 {
     assert(s->following);
     pthread_mutex_lock(&s->mutex);
     s->take = true;
+    s->take_newest = newest;
     pthread_cond_signal(&s->wakeup);
     pthread_mutex_unlock(&s->mutex);
 }

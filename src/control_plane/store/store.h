@@ -91,8 +91,9 @@ struct store_follower { /* told on the loop's thread, in the order of the store'
 };
 must_check enum err store_follow(struct store *s, struct loop *loop,
                                  const struct store_follower *follower, struct error *e);
-/* Tries once to begin a leadership: the epoch after the newest that was told. One at a time. */
-void store_take(struct store *s);
+/* Tries once to begin a leadership: the epoch after `newest`, the newest that the caller knows; one
+ * that the store has read since and not told yet is not passed over: ERR_STALE. One at a time. */
+void store_take(struct store *s, uint64_t newest);
 
 must_check enum err store_start(struct store *s, struct loop *loop, store_on_lost *on_lost,
                                 void *user, struct error *e);

@@ -39,6 +39,9 @@ struct store_backend {
     /* After take_epoch(), while following: waits until all that was written before the epoch was
      * taken has been told. ERR_TIMEOUT, ERR_CLOSED: not all is known to have been told. */
     must_check enum err (*catch_up)(void *self, struct error *e);
+    /* While following: as take_epoch(), but ERR_STALE when an epoch newer than `newest` is known. */
+    must_check enum err (*take_epoch_after)(void *self, uint64_t newest, uint64_t *ret_epoch,
+                                            struct error *e);
     uint64_t (*next_id)(void *self); /* as known from following */
     void (*close)(void *self);
 };

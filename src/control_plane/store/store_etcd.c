@@ -295,9 +295,16 @@ static void epoch_txn(struct etcd_store *s, struct txn *t, uint64_t epoch, uint6
     json_array_append_new(t->success, etcd_get(ETCD_HEAD_KEY));
 }
 
-static enum err take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch, struct error *e)
+static enum err stale(struct error *e, uint64_t epoch)
 {
-    struct etcd_store *s = self;
+    return error_set(e, ERR_STALE, "another control plane has taken epoch %" PRIu64 " or a later one",
+                     epoch);
+}
+
+/* The one after the newest that is known, if that is at most `newest`, and above `above`. */
+static enum err take(struct etcd_store *s, uint64_t newest, uint64_t above, uint64_t *ret_epoch,
+                     struct error *e)
+{
     struct txn t;
     uint64_t revision = 0;
     pthread_mutex_lock(&s->mutex);
@@ -307,8 +314,11 @@ static enum err take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch
     if (err != ERR_OK)
         return err;
     pthread_mutex_lock(&s->mutex);
-    uint64_t epoch = MAX(s->epoch, above) + 1, before = s->epoch_revision;
+    uint64_t known_epoch = s->epoch, epoch = MAX(known_epoch, above) + 1,
+             before = s->epoch_revision;
     pthread_mutex_unlock(&s->mutex);
+    if (known_epoch > newest)
+        return stale(e, known_epoch);
     epoch_txn(s, &t, epoch, before);
     err = txn_run(s, &t, &revision, e);
     if (err == ERR_OK)
@@ -323,8 +333,7 @@ static enum err take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch
             s->epoch_revision = revision;
         }
     } else if (err == ERR_CONFLICT) {
-        err = error_set(e, ERR_STALE,
-                        "another control plane has taken epoch %" PRIu64 " or a later one", epoch);
+        err = stale(e, epoch);
         s->epoch_known = s->told_revision > 0; /* who follows is told; else it is read again */
     } else if (s->told_revision == 0) {
         s->epoch_known = false; /* it may be ours */
@@ -335,7 +344,17 @@ static enum err take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch
 
 static enum err take_epoch(void *self, uint64_t *ret_epoch, struct error *e)
 {
-    return take_epoch_above(self, 0, ret_epoch, e);
+    return take(self, UINT64_MAX, 0, ret_epoch, e);
+}
+
+static enum err take_epoch_above(void *self, uint64_t above, uint64_t *ret_epoch, struct error *e)
+{
+    return take(self, UINT64_MAX, above, ret_epoch, e);
+}
+
+static enum err take_epoch_after(void *self, uint64_t newest, uint64_t *ret_epoch, struct error *e)
+{
+    return take(self, newest, 0, ret_epoch, e);
 }
 
 struct last {
@@ -695,6 +714,7 @@ const struct store_backend store_etcd = {
     .open = store_etcd_open,
     .take_epoch = take_epoch,
     .take_epoch_above = take_epoch_above,
+    .take_epoch_after = take_epoch_after,
     .last_epoch = last_epoch,
     .load = load,
     .commit = commit,

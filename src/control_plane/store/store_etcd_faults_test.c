@@ -426,7 +426,7 @@ static void scene_end(struct scene *c)
 static void take(struct standby *s)
 {
     unsigned before = s->taken;
-    store_take(s->store);
+    store_take(s->store, s->epoch);
     UNTIL(s, s->taken == before + 1);
 }
 
@@ -484,7 +484,7 @@ TEST(whoever_cannot_be_told_all_does_not_lead)
     fake_etcd_skip_change(c.f);
     CHECK_EQ(put(&c.leader, STORE_FUNCTION, 2, "two"), ERR_OK);
     fake_etcd_fail_ranges(c.f, true);
-    store_take(c.s.store);
+    store_take(c.s.store, c.s.epoch);
     UNTIL(&c.s, c.s.epoch == 2); /* ours, and we do not lead */
     store_stop(c.s.store);
     loop_run_once(c.s.loop, 0);
