@@ -107,6 +107,44 @@ void answer_error(struct http_exchange *x, enum err err, const struct error *e)
     answer_error_status(x, err_http_status(err), err_name(err), message, e->field);
 }
 
+#define STORE_ANSWER_MS 8000u
+#define STORE_LOST_MS 3000u /* longer than etcd takes to elect a leader */
+
+static void on_store_late(struct http_exchange *x)
+{
+    answer_error_status(x, err_http_status(ERR_TIMEOUT), err_name(ERR_TIMEOUT),
+                        "the store (etcd, or the disk) has not answered: whether this is carried "
+                        "out will be known when "
+                        "it does; look then, or repeat it",
+                        NULL);
+}
+
+void store_await(struct http_exchange *x)
+{
+    http_exchange_answer_within(x, STORE_ANSWER_MS, on_store_late);
+}
+
+void store_awaited(struct http_exchange *x)
+{
+    http_exchange_answer_within(x, 0, NULL);
+}
+
+/* A change that would only wait in vain is not begun. */
+static bool refused_without_store(const struct control_plane *cp, struct http_exchange *x)
+{
+    uint64_t lost_ms = cp->leadership != NULL ? leadership_store_lost_ms(cp->leadership) : 0;
+    char text[160];
+    if (lost_ms < STORE_LOST_MS)
+        return false;
+    (void)snprintf(
+        text, sizeof(text),
+        "{\"error\":{\"code\":\"store_unreachable\",\"message\":\"the store has not been "
+        "reached for %" PRIu64 " s: nothing was changed\"}}\n",
+        lost_ms / 1000);
+    http_exchange_answer(x, 503, "application/json", str_of(text), "Retry-After: 1\r\n");
+    return true;
+}
+
 void text_of_time(uint64_t wall_ms, char *ret_text, size_t bytes)
 {
     time_t seconds = (time_t)(wall_ms / 1000);
@@ -418,6 +456,8 @@ static void answer_no_route(struct api *api, struct http_exchange *x, bool path_
     if (path_known) {
         answer_not_allowed(x, request->path);
     } else if (request->method == HTTP_POST && !str_has_prefix(request->path, STR("/v1/"))) {
+        if (refused_without_store(api->cp, x))
+            return;
         handle_registration(api->cp, x, "");
     } else {
         error_set(&e, ERR_NOT_FOUND, "there is no '%.*s' here", (int)MIN(request->path.bytes, 200),
@@ -503,7 +543,8 @@ static void on_request(struct http_exchange *x, void *user)
             continue;
         path_known = true;
         if (routes[i].method == method) {
-            run_route(api, x, &routes[i], name);
+            if (reading || !refused_without_store(api->cp, x))
+                run_route(api, x, &routes[i], name);
             return;
         }
     }

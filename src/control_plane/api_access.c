@@ -75,6 +75,7 @@ static struct key_call *key_call_new(struct control_plane *cp, struct http_excha
 static void begin(struct key_call *call)
 {
     call->under_way = true;
+    store_await(call->x);
     api_keys_change(call->cp->api_keys, &call->change);
 }
 

@@ -208,5 +208,6 @@ void handle_backup(struct control_plane *cp, struct http_exchange *x, const char
     call->reading = true;
     call->read =
         (struct store_read){.on_record = backup_list_add, .user = &call->list, .on_done = on_read};
+    store_await(x);
     store_read(cp->store, &call->read);
 }

@@ -177,7 +177,10 @@ static void on_change_done(struct change *change, enum err err, const struct err
     if (err != ERR_OK) {
         answer_error(call->x, err, e);
         call_free(call);
-    } else if (call->wait_ms > 0) {
+        return;
+    }
+    store_awaited(call->x);
+    if (call->wait_ms > 0) {
         wait_begin(cp->api, call);
     } else {
         call->sync.on_done = on_change_known;
@@ -193,6 +196,7 @@ static void begin_change(struct call *call, enum change_kind kind)
     call->change.prove = call->wait_ms > 0;
     call->change.on_done = on_change_done;
     call->changing = true;
+    store_await(call->x);
     registry_change(call->cp->registry, &call->change);
 }
 

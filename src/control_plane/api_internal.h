@@ -35,6 +35,10 @@ void call_free(struct call *call);
 void answer_json(struct http_exchange *x, unsigned status, json_t *json); /* takes json */
 void answer_text(struct http_exchange *x, unsigned status, const char *text);
 void answer_error(struct http_exchange *x, enum err err, const struct error *e);
+/* From here on the store is waited for: if it takes too long, the answer is that nobody knows what
+ * became of it, and the handler is told on_gone. What was begun is carried through. */
+void store_await(struct http_exchange *x);
+void store_awaited(struct http_exchange *x); /* and now something else is */
 void answer_error_status(struct http_exchange *x, unsigned status, const char *code,
                          const char *message, const char *field);
 

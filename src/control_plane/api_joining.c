@@ -160,6 +160,7 @@ static void on_token_body(struct http_exchange *x, void *user, enum err err, cha
         err = error_set(&e, ERR_BUSY, "the cluster's authority is being made: try again");
     if (err == ERR_OK) {
         call->under_way = true;
+        store_await(x);
         joining_change(call->cp->joining, &call->token);
         return;
     }
@@ -181,6 +182,7 @@ void handle_token_delete(struct control_plane *cp, struct http_exchange *x, cons
     call->token.remove = true;
     (void)snprintf(call->token.id, sizeof(call->token.id), "%s", name);
     call->under_way = true;
+    store_await(x);
     joining_change(cp->joining, &call->token);
 }
 
@@ -255,5 +257,6 @@ void handle_authority_rotate(struct control_plane *cp, struct http_exchange *x, 
     call->rotation.force = strcmp(force, "true") == 0;
     call->rotation.on_done = on_rotated;
     call->under_way = true;
+    store_await(x);
     trust_rotate(cp->trust, &call->rotation);
 }

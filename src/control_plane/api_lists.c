@@ -120,6 +120,7 @@ static void peer_remove(struct control_plane *cp, struct http_exchange *x, const
 {
     struct peer_call *call = peer_call_new(cp, x, name, is_worker);
     call->change.remove = true;
+    store_await(x);
     links_change(cp->links, &call->change);
 }
 
@@ -164,6 +165,7 @@ static void on_worker_body(struct http_exchange *x, void *user, enum err err, ch
         return; /* on_gone is next */
     err = read_use((struct str){data, bytes}, &call->change.use, &e);
     if (err == ERR_OK) {
+        store_await(x);
         links_change(call->cp->links, &call->change);
         return;
     }

@@ -262,6 +262,7 @@ static enum err begin_registration(struct call *call, struct str body, struct er
     call->change.json = call->json;
     call->change.on_done = on_registered;
     call->changing = true;
+    store_await(call->x);
     registry_change(call->cp->registry, &call->change);
     return ERR_OK;
 }

@@ -331,7 +331,7 @@ static enum err commit(struct committer *c, struct error *e)
         c->writes[i].private.next = &c->writes[i + 1];
     for (size_t done = 0, count = 0; done < c->count; done += count) {
         const struct store_write *w = &c->writes[done];
-        enum err err = c->to->backend->commit(c->self, c->epoch, w, &count, e);
+        enum err err = c->to->backend->commit(c->self, c->epoch, w, NULL, &count, e);
         if (err != ERR_OK)
             return backup_has_kind(w->kind) ? error_prefix(e, "from record %s %" PRIu64 " on",
                                                            backup_kind_name(w->kind), w->id)

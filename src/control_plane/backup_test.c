@@ -335,7 +335,7 @@ static void commit_one(void *self, uint64_t epoch, enum store_kind kind, uint64_
     struct error e = {0};
     size_t count = 0;
     struct store_write write = {.kind = kind, .id = id, .value = (char *)value};
-    CHECK_EQ(store_sqlite.commit(self, epoch, &write, &count, &e), ERR_OK);
+    CHECK_EQ(store_sqlite.commit(self, epoch, &write, NULL, &count, &e), ERR_OK);
 }
 
 /* A function with code, one worker, a token and a sandbox; epoch 1, the next id is 71. */
@@ -495,11 +495,11 @@ TEST(nothing_is_changed_by_a_backup_that_is_damaged_or_lacks_code)
 /* A store whose commits fail after a while, as on a full disk. */
 static size_t commits_left;
 static enum err failing_commit(void *self, uint64_t epoch, const struct store_write *first,
-                               size_t *ret_count, struct error *e)
+                               const atomic_bool *stop, size_t *ret_count, struct error *e)
 {
     if (commits_left-- == 0)
         return error_set(e, ERR_NO_SPACE, "no space");
-    return store_sqlite.commit(self, epoch, first, ret_count, e);
+    return store_sqlite.commit(self, epoch, first, stop, ret_count, e);
 }
 
 TEST(a_restore_that_is_cut_short_anywhere_leaves_a_mark_until_it_is_done_again)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define LOOK_MS 1000u
+#define LOOK_FUNCTIONS_MAX 5000u /* in one round */
 #define FETCHES_MAX 8u
 #define SILENT_MS 5000u /* of a fetch: another member is asked */
 
@@ -25,6 +26,7 @@ struct copies {
     struct list spreads, fetches;
     size_t fetch_count;
     struct loop_timer look;
+    size_t look_cursor; /* among the functions */
     uint32_t next_member; /* that is asked for what lacks */
 };
 
@@ -236,10 +238,25 @@ static void want(struct copies *c, const char *digest)
     }
 }
 
+/* Of very many functions some in each round: whoever is added or goes meanwhile may be passed over,
+ * until the next time round. */
+static void look_at_some(struct copies *c)
+{
+    for (unsigned i = 0; i < LOOK_FUNCTIONS_MAX && c->fetch_count < FETCHES_MAX; i++) {
+        struct function *f = registry_next(c->cp->registry, &c->look_cursor);
+        if (f == NULL) {
+            c->look_cursor = 0;
+            return;
+        }
+        want(c, f->record.latest.code_digest);
+        if (f->record.has_active)
+            want(c, f->record.active.code_digest);
+    }
+}
+
 static void on_look(struct loop_timer *timer)
 {
     struct copies *c = container_of(timer, struct copies, look);
-    size_t cursor = 0;
     uint64_t now_ns = loop_now_ns(c->cp->loop);
     list_for_each(f, &c->fetches, struct fetch, node)
     {
@@ -250,14 +267,8 @@ static void on_look(struct loop_timer *timer)
     {
         offer_all(c, s);
     }
-    for (struct function *f;
-         c->cp->members != NULL && (f = registry_next(c->cp->registry, &cursor)) != NULL;) {
-        if (c->fetch_count >= FETCHES_MAX)
-            break;
-        want(c, f->record.latest.code_digest);
-        if (f->record.has_active)
-            want(c, f->record.active.code_digest);
-    }
+    if (c->cp->members != NULL)
+        look_at_some(c);
     loop_timer_start(c->cp->loop, timer, now_ns + LOOK_MS * NS_PER_MS);
 }
 

@@ -22,6 +22,7 @@ struct leadership {
     uint64_t suspected_ns; /* since when, for the log; 0: not */
     uint64_t take_ns;
     uint64_t started_ms, rival_until_ms;
+    uint64_t store_lost_ms; /* since when, where it is not reached */
 };
 
 #define RIVAL_FIRST_MS 300u /* whoever has our name is known by then */
@@ -210,6 +211,8 @@ static void on_reached(void *user, bool reached, const char *why)
         log_warn("store.unreachable", LOG_STR("why", why));
     else if (reached != l->reached)
         log_info("store.reached");
+    if (l->reached && !reached)
+        l->store_lost_ms = now_ms(l);
     l->reached = reached;
     STEP(l, .kind = ELECTION_STORE_REACHED, .member = ELECTION_NOBODY, .reaches_store = reached);
 }
@@ -358,4 +361,9 @@ bool leadership_suspects(const struct leadership *l)
 bool leadership_store_reached(const struct leadership *l)
 {
     return l->reached;
+}
+
+uint64_t leadership_store_lost_ms(const struct leadership *l)
+{
+    return l->reached ? 0 : MAX(now_ms(l) - l->store_lost_ms, UINT64_C(1));
 }

@@ -38,3 +38,5 @@ bool leadership_member_next(const struct leadership *l, size_t *cursor,
 bool leadership_is_synced(const struct leadership *l); /* the copy of the store is whole */
 bool leadership_suspects(const struct leadership *l);
 bool leadership_store_reached(const struct leadership *l);
+/* For how long it has not been reached; 0: it is. */
+uint64_t leadership_store_lost_ms(const struct leadership *l);

@@ -23,6 +23,7 @@ struct http_exchange { /* lives inside its connection: one request at a time */
     void *user, *body_user;
     void (*on_gone)(struct http_exchange *x, void *user);
     void (*on_drained)(struct http_exchange *x, void *user);
+    void (*on_late)(struct http_exchange *x);
     http_on_body *on_body;
     http_on_piece *on_piece;
     uint64_t body_left, body_bytes, body_max;
@@ -202,6 +203,7 @@ void http_exchange_begin(struct http_exchange *x, unsigned status, const char *c
         return;
     assert(!x->begun);
     x->begun = true;
+    x->on_late = NULL;
     x->on_drained = on_drained;
     x->chunked_out = x->request.minor_version >= 1;
     if (!x->chunked_out)
@@ -595,6 +597,9 @@ static void on_timer(struct loop_timer *timer)
         refuse(x, 408, err_name(ERR_TIMEOUT), message);
     } else if (c->state == READING_HEAD && left_to_take(c) < c->left_seen) {
         timer_set_idle(c); /* the client takes its answer, slowly */
+    } else if (c->state == HANDLING && x->on_late != NULL) {
+        tell_gone(x);
+        x->on_late(x);
     } else {
         connection_close(c);
     }
@@ -707,6 +712,14 @@ void http_exchange_set_user(struct http_exchange *x, void *user,
 {
     x->user = user;
     x->on_gone = on_gone;
+}
+
+void http_exchange_answer_within(struct http_exchange *x, uint64_t ms,
+                                 void (*on_late)(struct http_exchange *x))
+{
+    assert(!is_reading_body(connection_of(x)));
+    x->on_late = ms > 0 ? on_late : NULL;
+    timer_set(connection_of(x), ms > 0 ? ms : TIME_NEVER);
 }
 
 void http_server_set_times(struct http_server *s, const struct http_server_times *times)

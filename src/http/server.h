@@ -70,6 +70,11 @@ void http_exchange_resume_body(struct http_exchange *x);
 /* Whole answer at once. extra_headers: "Name: value\r\n…" or NULL. */
 void http_exchange_answer(struct http_exchange *x, unsigned status, const char *content_type,
                           struct str body, const char *extra_headers);
+/* For a handler that waits for something else: unless it has answered (or begun to) within `ms`
+ * from now, it is told on_gone, and on_late answers. Not before the body has come. 0: for as long
+ * as it takes, again. */
+void http_exchange_answer_within(struct http_exchange *x, uint64_t ms,
+                                 void (*on_late)(struct http_exchange *x));
 /* Streamed answer: begin, any number of writes, end. on_drained (may be NULL) tells that the kernel
  * has taken what it had not taken at once; whoever makes much waits for it while
  * http_exchange_pending() > 0. When the request's body breaks after begin, so does the connection;

@@ -352,3 +352,29 @@ TEST(a_server_that_goes_tells_its_handlers)
     client_done(&c);
     fixture_free(f); /* checks it */
 }
+
+static void answer_hello(struct http_exchange *x)
+{
+    http_exchange_answer(x, 200, "text/plain", STR("hello"), NULL);
+}
+
+TEST(what_is_not_answered_in_time_is_answered_by_another_and_its_handler_is_told)
+{
+    WITH_FIXTURE;
+    client_say(&c, GET("/later") GET("/later"));
+    fixture_run_until(f, f->kept != NULL);
+    http_exchange_answer_within(f->kept, 20, answer_hello);
+    fixture_run_until(f, f->gone == 1);
+    CHECK_GETS(&c, HELLO);
+    fixture_run_until(f, f->kept != NULL); /* the next one has its own time */
+    http_exchange_answer_within(f->kept, 20, answer_hello);
+    http_exchange_answer_within(f->kept, 0, NULL);
+    fixture_run(f, 60);
+    CHECK(f->kept != NULL);
+    http_exchange_answer_within(f->kept, 20, answer_hello);
+    http_exchange_begin(f->kept, 200, "text/plain", NULL, NULL);
+    fixture_run(f, 60);
+    CHECK(f->kept != NULL);
+    CHECK_EQ(f->gone, 1);
+    DONE;
+}

@@ -366,6 +366,7 @@ struct stream {
     const atomic_bool *stop, *wake;
     uint64_t end_ms, first_ms; /* first_ms: by when it must have begun */
     etcd_on_message *on_message;
+    etcd_on_majority *on_majority;
     void *user;
     struct buf line;
     bool begun, ended; /* ended: by us */
@@ -401,13 +402,14 @@ static bool goes_on(struct stream *s)
     return !s->ended && (s->begun || etcd_now_ms() < s->first_ms);
 }
 
-/* A stream is silent when nothing happens, and when its member is out of reach: every now and then
- * the member is asked something, whatever it answers. */
+/* A stream is silent when nothing happens, and when its member is out of reach or has lost the
+ * majority: every now and then the member is asked something that it cannot answer alone; when
+ * there is no answer, something that it can, which tells the one from the other. */
 struct probe {
     CURLM *multi;
     CURL *curl;
     uint64_t next_ms;
-    bool running, failed;
+    bool running, alone, failed; /* alone: that is what is asked next */
 };
 
 static size_t on_probe_bytes(char *data, size_t size, size_t count, void *user)
@@ -427,8 +429,6 @@ static void probe_init(struct probe *p, struct etcd *c, CURLM *multi)
         return;
     curl_easy_setopt(p->curl, CURLOPT_URL, url);
     curl_easy_setopt(p->curl, CURLOPT_HTTPHEADER, c->headers);
-    curl_easy_setopt(p->curl, CURLOPT_COPYPOSTFIELDS,
-                     "{\"key\":\"AA==\",\"serializable\":true,\"count_only\":true}");
     curl_easy_setopt(p->curl, CURLOPT_TIMEOUT_MS, (long)ETCD_PROBE_ANSWER_MS);
     curl_easy_setopt(p->curl, CURLOPT_WRITEFUNCTION, on_probe_bytes);
 }
@@ -446,15 +446,24 @@ static void probe_begin(struct probe *p)
     if (p->curl == NULL || p->running || etcd_now_ms() < p->next_ms)
         return;
     p->running = true;
+    curl_easy_setopt(p->curl, CURLOPT_COPYPOSTFIELDS,
+                     p->alone ? "{\"key\":\"AA==\",\"serializable\":true,\"count_only\":true}"
+                              : "{\"key\":\"AA==\",\"count_only\":true}");
     curl_multi_add_handle(p->multi, p->curl);
 }
 
-static void probe_end(struct probe *p, CURLcode result)
+static void probe_end(struct probe *p, struct stream *s, CURLcode result)
 {
+    long status = 0;
+    (void)curl_easy_getinfo(p->curl, CURLINFO_RESPONSE_CODE, &status);
     curl_multi_remove_handle(p->multi, p->curl);
     p->running = false;
-    p->failed = result != CURLE_OK;
-    p->next_ms = etcd_now_ms() + ETCD_PROBE_MS;
+    bool failed = result != CURLE_OK || status >= 500; /* 503: it has no leader */
+    if (!p->alone && s->on_majority != NULL)
+        s->on_majority(s->user, !failed);
+    p->failed = failed && p->alone;
+    p->alone = failed;
+    p->next_ms = etcd_now_ms() + (failed ? 0 : ETCD_PROBE_MS);
 }
 
 /* The multi interface, to be able to look in between whether it is to end. */
@@ -476,7 +485,7 @@ static CURLcode perform(struct etcd *c, struct stream *s)
             if (m->msg != CURLMSG_DONE)
                 continue;
             if (m->easy_handle == probe.curl) {
-                probe_end(&probe, m->data.result);
+                probe_end(&probe, s, m->data.result);
                 continue;
             }
             ended = true;
@@ -495,7 +504,7 @@ static CURLcode perform(struct etcd *c, struct stream *s)
 
 enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, uint32_t for_ms,
                      const atomic_bool *stop, const atomic_bool *wake, etcd_on_message *on_message,
-                     void *user, struct error *e)
+                     etcd_on_majority *on_majority, void *user, struct error *e)
 {
     cleanup(free_pointer) char *url = mem_printf("%s%s", etcd_endpoint(c), path);
     cleanup(free_pointer) char *text = json_dumps(request, JSON_COMPACT);
@@ -504,6 +513,7 @@ enum err etcd_stream(struct etcd *c, const char *path, const json_t *request, ui
                        .end_ms = etcd_now_ms() + for_ms,
                        .first_ms = etcd_now_ms() + 4 * ETCD_ATTEMPT_MS,
                        .on_message = on_message,
+                       .on_majority = on_majority,
                        .user = user};
     request_set(c, url, text, 0);
     curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, c->watch_headers);

@@ -11,8 +11,8 @@
 
 #define ETCD_ENDPOINTS_MAX 9u
 #define ETCD_ATTEMPT_MS 250u      /* of one member, before the next is asked */
-#define ETCD_PROBE_MS 200u        /* between two looks whether a silent member is still there */
-#define ETCD_PROBE_ANSWER_MS 300u /* it has so long to answer each */
+#define ETCD_PROBE_MS 100u        /* between two looks whether a silent member has a majority */
+#define ETCD_PROBE_ANSWER_MS 250u /* it has so long to answer each */
 #define ETCD_DEADLINE_MS \
     7500u /* of the whole: 5 s and twice etcd's election time, during which it holds requests */
 
@@ -45,13 +45,16 @@ uint64_t etcd_now_ms(void);
 uint64_t etcd_end_ms(void);      /* ETCD_DEADLINE_MS from now */
 void etcd_avoid(struct etcd *c); /* the member that was asked last: the next attempt asks another */
 /* Calls `on_message` for each message of an endless answer (a watch) until it returns false, *stop
- * or *wake is set, or for_ms has passed: ERR_OK. Else as etcd_try(). A member that loses the
- * majority ends it, and one that goes out of reach: ERR_TIMEOUT within ETCD_PROBE_MS and
- * ETCD_PROBE_ANSWER_MS. */
+ * or *wake is set, or for_ms has passed: ERR_OK. Else as etcd_try(). One whose
+ * member goes out of reach ends (ERR_TIMEOUT), within ETCD_PROBE_MS and twice ETCD_PROBE_ANSWER_MS.
+ * on_majority (may be NULL) tells again and again whether the member has a majority: that it has
+ * none is known within ETCD_PROBE_MS and ETCD_PROBE_ANSWER_MS; the stream goes on. */
 typedef bool etcd_on_message(void *user, const json_t *message);
+typedef void etcd_on_majority(void *user, bool has_majority);
 must_check enum err etcd_stream(struct etcd *c, const char *path, const json_t *request,
                                 uint32_t for_ms, const atomic_bool *stop, const atomic_bool *wake,
-                                etcd_on_message *on_message, void *user, struct error *e);
+                                etcd_on_message *on_message, etcd_on_majority *on_majority,
+                                void *user, struct error *e);
 
 /* ---- values ---- */
 json_t *etcd_base64(struct str data);

@@ -6,14 +6,11 @@
 
 #define PAGE_RECORDS 500u
 
-static const char *const kind_names[STORE_KIND_COUNT] = {[STORE_FUNCTION] = "functions",
-                                                         [STORE_WORKER] = "workers",
-                                                         [STORE_DATA_PLANE] = "data_planes",
-                                                         [STORE_SANDBOX] = "sandboxes",
-                                                         [STORE_API_KEY] = "api_keys",
-                                                         [STORE_AUTHORITY] = "authority",
-                                                         [STORE_TOKEN] = "tokens",
-                                                         [STORE_RESTORE] = "restore"};
+static const char *const kind_names[STORE_KIND_COUNT] = {
+    [STORE_FUNCTION] = "functions",     [STORE_WORKER] = "workers",
+    [STORE_DATA_PLANE] = "data_planes", [STORE_SANDBOX] = "sandboxes",
+    [STORE_API_KEY] = "api_keys",       [STORE_AUTHORITY] = "authority",
+    [STORE_TOKEN] = "tokens",           [STORE_RESTORE] = "restore"};
 static_assert(STORE_KIND_COUNT == 8, "each kind has a name");
 
 /* ---- keys ---- */
@@ -139,34 +136,71 @@ json_t *etcd_delete(const char *key)
 
 /* ---- ranges ---- */
 
-static json_t *range_request(const struct etcd_range *r, const char *from, unsigned limit)
+/* etcd counts all keys of a range for each answer, however few it may put into it: a page is asked
+ * for by the ids that should fill it, and by the whole rest only where there seem to be none. */
+struct page {
+    char from[ETCD_KEY_BYTES + 1], end[ETCD_KEY_BYTES + 1];
+    unsigned limit;
+    uint64_t window; /* ids in it */
+    bool is_rest;    /* `end` is that of the range */
+};
+
+static void page_first(const struct etcd_range *r, struct page *ret)
+{
+    *ret = (struct page){.limit = PAGE_RECORDS, .window = 2 * PAGE_RECORDS, .is_rest = true};
+    (void)snprintf(ret->from, sizeof(ret->from), "%s", r->key);
+    (void)snprintf(ret->end, sizeof(ret->end), "%s", r->end != NULL ? r->end : "");
+}
+
+/* Behind the page's end, or behind `last` when that was not all of it. */
+static void page_next(const struct etcd_range *r, struct page *p, const char *last, size_t count)
+{
+    enum store_kind kind;
+    uint64_t id;
+    if (last[0] != '\0') /* nothing of ours lies between them */
+        (void)snprintf(p->from, sizeof(p->from), "%s.", last);
+    else
+        (void)snprintf(p->from, sizeof(p->from), "%s", p->end);
+    const char *at = last[0] != '\0' ? last : p->end;
+    if (2 * count < p->limit && !p->is_rest)
+        p->window *= 2;
+    p->is_rest = count == 0 || !etcd_key_parse(at, &kind, &id) || id > UINT64_MAX - p->window;
+    if (!p->is_rest)
+        etcd_key(kind, id + p->window, p->end, sizeof(p->end));
+    if (p->is_rest || strcmp(p->end, r->end) >= 0) {
+        (void)snprintf(p->end, sizeof(p->end), "%s", r->end);
+        p->is_rest = true;
+    }
+}
+
+static json_t *range_request(const struct etcd_range *r, const struct page *p)
 {
     json_t *request = json_object();
-    json_object_set_new(request, "key", etcd_key_json(from));
-    if (r->end != NULL)
-        json_object_set_new(request, "range_end", etcd_key_json(r->end));
+    json_object_set_new(request, "key", etcd_key_json(p->from));
+    if (p->end[0] != '\0')
+        json_object_set_new(request, "range_end", etcd_key_json(p->end));
     if (r->revision > 0)
         json_object_set_new(request, "revision", etcd_number_json(r->revision));
-    json_object_set_new(request, "limit", json_integer(limit));
+    json_object_set_new(request, "limit", json_integer(p->limit));
     return request;
 }
 
 /* A page of large records is asked for again, with fewer. */
-static enum err page_read(const struct etcd_range *r, const char *from, unsigned *limit,
-                          json_t **ret_answer, struct error *e)
+static enum err page_read(const struct etcd_range *r, struct page *p, json_t **ret_answer,
+                          struct error *e)
 {
     enum err err;
     do {
-        json_t *request = range_request(r, from, *limit);
+        json_t *request = range_request(r, p);
         err = etcd_read(r->etcd, "/v3/kv/range", request,
                         r->end_ms != 0 ? r->end_ms : etcd_end_ms(), ret_answer, e);
         json_decref(request);
-    } while (err == ERR_TOO_LARGE && (*limit /= 2) > 0);
+    } while (err == ERR_TOO_LARGE && (p->limit /= 2) > 0);
     return err;
 }
 
-/* Moves `from` behind what it told. */
-static enum err page_tell(const struct etcd_range *r, const json_t *items, char *from, size_t bytes,
+/* `last`: the last key that it told. */
+static enum err page_tell(const struct etcd_range *r, const json_t *items, char *last, size_t bytes,
                           struct error *e)
 {
     json_t *item;
@@ -178,7 +212,7 @@ static enum err page_tell(const struct etcd_range *r, const json_t *items, char 
         err = etcd_kv_read(item, false, &kv, e);
         if (err == ERR_OK)
             err = r->on(r->user, &kv, e);
-        (void)snprintf(from, bytes, "%s.", kv.key); /* nothing of ours lies between them */
+        (void)snprintf(last, bytes, "%s", kv.key);
         etcd_kv_done(&kv);
         if (err != ERR_OK)
             break;
@@ -188,20 +222,25 @@ static enum err page_tell(const struct etcd_range *r, const json_t *items, char 
 
 enum err etcd_range_each(struct etcd_range *r, struct error *e)
 {
-    char from[ETCD_KEY_BYTES + 1];
-    unsigned limit = PAGE_RECORDS;
-    (void)snprintf(from, sizeof(from), "%s", r->key);
+    struct page page;
+    page_first(r, &page);
     for (;;) {
+        char last[ETCD_KEY_BYTES] = "";
         json_t *answer = NULL;
-        enum err err = page_read(r, from, &limit, &answer, e);
+        enum err err = page_read(r, &page, &answer, e);
         if (err != ERR_OK)
             return err;
         if (r->revision == 0)
             r->revision = etcd_number(json_object_get(answer, "header"), "revision");
+        const json_t *items = json_object_get(answer, "kvs");
         bool more = json_is_true(json_object_get(answer, "more"));
-        err = page_tell(r, json_object_get(answer, "kvs"), from, sizeof(from), e);
+        size_t count = json_array_size(items);
+        err = page_tell(r, items, last, sizeof(last), e);
         json_decref(answer);
-        if (err != ERR_OK || !more)
+        if (err != ERR_OK || (!more && page.is_rest))
             return err;
+        if (!more)
+            last[0] = '\0';
+        page_next(r, &page, last, count);
     }
 }

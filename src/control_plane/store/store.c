@@ -26,8 +26,8 @@ struct store {
     struct store_follower follower;
     bool following;
     pthread_t follow_thread;
-    atomic_bool follow_stop;
-    int reached; /* following thread: 1, 0, -1: not told yet */
+    atomic_bool stop; /* both threads come to an end */
+    int reached;      /* following thread: 1, 0, -1: not told yet */
 
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t wakeup;
@@ -209,8 +209,9 @@ static enum err write_batch(struct store *s, struct store_write *batch, enum err
     while (batch != NULL) {
         uint64_t begin_ns = clock_mono_ns();
         size_t count = 0;
-        enum err err =
-            lost != ERR_OK ? lost : s->backend->commit(s->self, s->epoch, batch, &count, e);
+        enum err err = lost != ERR_OK
+                           ? lost
+                           : s->backend->commit(s->self, s->epoch, batch, &s->stop, &count, e);
         bool is_part = err == ERR_OK || err == ERR_TOO_LARGE;
         struct store_write *rest = is_part ? chain_cut(batch, count) : NULL;
         note_numbers(s, batch, err, (clock_mono_ns() - begin_ns) / NS_PER_US);
@@ -255,7 +256,7 @@ static void *store_thread(void *argument)
         if (work.take)
             take_now(s, work.newest);
         enum err err = write_batch(s, work.batch, lost, &error);
-        if (err != ERR_OK && lost == ERR_OK)
+        if (err != ERR_OK && lost == ERR_OK && !atomic_load(&s->stop)) /* else it was cut short */
             tell_lost(s, err, &error);
         lost = err;
         read_all(s, work.reads);
@@ -341,7 +342,7 @@ static void *follow_thread(void *argument)
     struct store *s = argument;
     struct error error = {0};
     const struct store_feed feed = {s, feed_record, feed_epoch, feed_synced, feed_reached};
-    enum err err = s->backend->follow(s->self, &feed, &s->follow_stop, &error);
+    enum err err = s->backend->follow(s->self, &feed, &s->stop, &error);
     if (err != ERR_OK)
         tell_lost(s, err, &error);
     return NULL;
@@ -455,7 +456,7 @@ void store_stop(struct store *s)
     s->closing = true;
     pthread_cond_signal(&s->wakeup);
     pthread_mutex_unlock(&s->mutex);
-    atomic_store(&s->follow_stop, true);
+    atomic_store(&s->stop, true);
     pthread_join(s->thread, NULL);
     if (s->following)
         pthread_join(s->follow_thread, NULL);

@@ -26,10 +26,11 @@ struct store_backend {
                                 uint64_t *ret_next_id, struct error *e);
     /* The first *ret_count (> 0) of the chained writes, all or none, in order, if `epoch` is still
      * the newest (else ERR_STALE). ERR_NO_SPACE: nothing of the chain was written. ERR_TOO_LARGE:
-     * the first was not written and never will be; *ret_count is 1. After any other failure the
-     * store is not used any more. */
+     * the first was not written and never will be; *ret_count is 1. What cannot be known yet is
+     * asked for until it is, or until *stop (ERR_TIMEOUT; `stop` NULL: after a while). After any
+     * other failure the store is not used any more. */
     must_check enum err (*commit)(void *self, uint64_t epoch, const struct store_write *first,
-                                  size_t *ret_count, struct error *e);
+                                  const atomic_bool *stop, size_t *ret_count, struct error *e);
     void (*tidy)(
         void *self); /* NULL: nothing to do. By the leader, after commits and once a minute */
     /* NULL: one process has the store. Runs on a thread of its own, beside the other calls, until
@@ -39,7 +40,8 @@ struct store_backend {
     /* After take_epoch(), while following: waits until all that was written before the epoch was
      * taken has been told. ERR_TIMEOUT, ERR_CLOSED: not all is known to have been told. */
     must_check enum err (*catch_up)(void *self, struct error *e);
-    /* While following: as take_epoch(), but ERR_STALE when an epoch newer than `newest` is known. */
+    /* While following: as take_epoch(), but ERR_STALE when an epoch newer than `newest` is known.
+     */
     must_check enum err (*take_epoch_after)(void *self, uint64_t newest, uint64_t *ret_epoch,
                                             struct error *e);
     uint64_t (*next_id)(void *self); /* as known from following */

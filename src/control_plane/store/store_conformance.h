@@ -178,8 +178,8 @@ static void a_leader_that_was_succeeded_writes_nothing(const struct store_backen
     CHECK_EQ(new_epoch, old_epoch + 1);
     struct store_write write = {.kind = STORE_FUNCTION, .id = 1, .value = (char *)"x"};
     size_t count = 0;
-    CHECK_EQ(backend->commit(self, old_epoch, &write, &count, &e), ERR_STALE);
-    CHECK_EQ(backend->commit(self, new_epoch, &write, &count, &e), ERR_OK);
+    CHECK_EQ(backend->commit(self, old_epoch, &write, NULL, &count, &e), ERR_STALE);
+    CHECK_EQ(backend->commit(self, new_epoch, &write, NULL, &count, &e), ERR_OK);
     CHECK_EQ(count, 1);
     backend->close(self);
 }
@@ -205,8 +205,8 @@ static void an_epoch_can_be_taken_above_any_number(const struct store_backend *b
     CHECK_EQ(epoch, 1003);
     struct store_write write = {.kind = STORE_RESTORE, .id = 1, .value = (char *)"{}"};
     size_t count = 0;
-    CHECK_EQ(backend->commit(self, 1002, &write, &count, &e), ERR_STALE);
-    CHECK_EQ(backend->commit(self, 1003, &write, &count, &e), ERR_OK);
+    CHECK_EQ(backend->commit(self, 1002, &write, NULL, &count, &e), ERR_STALE);
+    CHECK_EQ(backend->commit(self, 1003, &write, NULL, &count, &e), ERR_OK);
     backend->close(self);
 }
 

@@ -144,6 +144,8 @@ struct txn {
     const char *probe; /* the key that tells by its op whether it was carried out */
     char op[OP_BYTES];
     json_t *answer; /* NULL: it was found by looking */
+    bool unknown;   /* what became of an attempt is not known */
+    bool refused;   /* the last one was, and it is not worth while to go on */
 };
 
 static void txn_init(struct txn *t, const char *probe)
@@ -195,10 +197,11 @@ static enum err txn_look(struct etcd_store *s, const struct txn *t, uint64_t end
 }
 
 /* Refused, after attempts of which nobody knows what became: one may still be on its way. */
-static enum err txn_refused(struct etcd_store *s, const struct txn *t, uint64_t end_ms,
+static enum err txn_refused(struct etcd_store *s, struct txn *t, uint64_t end_ms,
                             uint64_t *ret_revision, struct error *e)
 {
     struct error refusal = *e;
+    t->refused = true;
     enum err err = txn_look(s, t, end_ms, ret_revision, e);
     if (err != ERR_OK || *ret_revision != 0)
         return err;
@@ -206,22 +209,22 @@ static enum err txn_refused(struct etcd_store *s, const struct txn *t, uint64_t 
                      refusal.text);
 }
 
-/* ERR_CONFLICT: a compare failed; t->answer says which. */
-static enum err txn_run(struct etcd_store *s, struct txn *t, uint64_t *ret_revision,
-                        struct error *e)
+/* ERR_CONFLICT: a compare failed; t->answer says which. ERR_UNREACHABLE, ERR_TIMEOUT: nobody knows,
+ * and the same transaction may be run again, unless it was refused. `stop` may be NULL. */
+static enum err txn_run(struct etcd_store *s, struct txn *t, const atomic_bool *stop,
+                        uint64_t *ret_revision, struct error *e)
 {
     json_t *request = json_pack("{s:O, s:O, s:O}", "compare", t->compare, "success", t->success,
                                 "failure", t->failure);
     uint64_t end_ms = etcd_end_ms();
-    bool unknown = false;
     enum err err;
     *ret_revision = 0;
     for (;; (void)poll(NULL, 0, RETRY_PAUSE_MS)) {
         err = etcd_try(s->calls, "/v3/kv/txn", request, ETCD_ATTEMPT_MS, &t->answer, e);
         if (err != ERR_UNREACHABLE && err != ERR_TIMEOUT)
             break;
-        unknown = true;
-        if (etcd_now_ms() >= end_ms)
+        t->unknown = true;
+        if (etcd_now_ms() >= end_ms || (stop != NULL && atomic_load(stop)))
             break;
         if (err == ERR_TIMEOUT)
             err = txn_look(s, t, end_ms, ret_revision, e);
@@ -239,7 +242,7 @@ static enum err txn_run(struct etcd_store *s, struct txn *t, uint64_t *ret_revis
         err = txn_look(s, t, end_ms, ret_revision, e);
         if (err == ERR_OK && *ret_revision == 0)
             err = error_set(e, ERR_CONFLICT, "etcd has other revisions than were expected");
-    } else if (unknown && (err == ERR_NO_SPACE || err == ERR_TOO_LARGE)) {
+    } else if (t->unknown && (err == ERR_NO_SPACE || err == ERR_TOO_LARGE)) {
         err = txn_refused(s, t, end_ms, ret_revision, e);
     }
     return err;
@@ -297,8 +300,8 @@ static void epoch_txn(struct etcd_store *s, struct txn *t, uint64_t epoch, uint6
 
 static enum err stale(struct error *e, uint64_t epoch)
 {
-    return error_set(e, ERR_STALE, "another control plane has taken epoch %" PRIu64 " or a later one",
-                     epoch);
+    return error_set(e, ERR_STALE,
+                     "another control plane has taken epoch %" PRIu64 " or a later one", epoch);
 }
 
 /* The one after the newest that is known, if that is at most `newest`, and above `above`. */
@@ -320,7 +323,7 @@ static enum err take(struct etcd_store *s, uint64_t newest, uint64_t above, uint
     if (known_epoch > newest)
         return stale(e, known_epoch);
     epoch_txn(s, &t, epoch, before);
-    err = txn_run(s, &t, &revision, e);
+    err = txn_run(s, &t, NULL, &revision, e);
     if (err == ERR_OK)
         err = head_take(s, &t, revision, e);
     txn_done(&t);
@@ -553,8 +556,10 @@ static enum err conflict(struct etcd_store *s, const struct txn *t, struct error
                      "etcd's keys below " ETCD_PREFIX " were changed by something else");
 }
 
+/* A leader that gave up would have to begin anew, without the store: nobody would place and start.
+ */
 static enum err commit_part(struct etcd_store *s, uint64_t epoch, const struct store_write *first,
-                            size_t count, struct error *e)
+                            size_t count, const atomic_bool *stop, struct error *e)
 {
     struct txn t;
     uint64_t revision = 0;
@@ -564,7 +569,13 @@ static enum err commit_part(struct etcd_store *s, uint64_t epoch, const struct s
     pthread_mutex_unlock(&s->mutex);
     if (!ours)
         return succeeded(s, e);
-    enum err err = txn_run(s, &t, &revision, e);
+    enum err err;
+    etcd_stop_by(s->calls, stop);
+    do
+        err = txn_run(s, &t, stop, &revision, e);
+    while ((err == ERR_TIMEOUT || err == ERR_UNREACHABLE) && !t.refused && stop != NULL &&
+           !atomic_load(stop));
+    etcd_stop_by(s->calls, NULL);
     if (err == ERR_CONFLICT)
         err = conflict(s, &t, e);
     txn_done(&t);
@@ -577,16 +588,16 @@ static enum err commit_part(struct etcd_store *s, uint64_t epoch, const struct s
 }
 
 static enum err commit(void *self, uint64_t epoch, const struct store_write *first,
-                       size_t *ret_count, struct error *e)
+                       const atomic_bool *stop, size_t *ret_count, struct error *e)
 {
     size_t count = batch_count(first, TXN_WRITES_MAX), bytes = value_bytes(first->value);
     *ret_count = 1;
     if (bytes > VALUE_BYTES_MAX)
         return error_set(e, ERR_TOO_LARGE, "%zu bytes are too large for etcd, which takes %u",
                          bytes, VALUE_BYTES_MAX);
-    enum err err = commit_part(self, epoch, first, count, e);
+    enum err err = commit_part(self, epoch, first, count, stop, e);
     while (err == ERR_TOO_LARGE && count > 1) /* its limits may have been set lower */
-        err = commit_part(self, epoch, first, count /= 2, e);
+        err = commit_part(self, epoch, first, count /= 2, stop, e);
     *ret_count = count;
     return err;
 }

@@ -7,7 +7,7 @@
 static enum err commit_of(void *self, uint64_t epoch, struct store_write *first, struct error *e)
 {
     size_t count = 0;
-    return store_etcd.commit(self, epoch, first, &count, e);
+    return store_etcd.commit(self, epoch, first, NULL, &count, e);
 }
 
 /* A store that leads. */
@@ -201,6 +201,56 @@ TEST(no_space_after_an_unknown_attempt_does_not_say_that_nothing_was_written)
     fake_etcd_free(f);
 }
 
+/* ---- pages ---- */
+
+struct listed {
+    uint64_t last, count;
+};
+
+static enum err on_one(void *user, enum store_kind kind, uint64_t id, const char *value,
+                       struct error *e)
+{
+    struct listed *l = user;
+    char expected[24];
+    (void)snprintf(expected, sizeof(expected), "%" PRIu64, id);
+    CHECK(id > l->last && kind == STORE_FUNCTION);
+    CHECK_STR(value, expected);
+    l->last = id;
+    l->count++;
+    return ERR_OK;
+}
+
+/* However ids lie: close together, with gaps, far away, at the end of all. */
+PROPERTY(all_records_are_listed_once_and_in_order)
+{
+    struct fake_etcd *f = fake_etcd_new();
+    struct error e = {0};
+    uint64_t epoch = 0, id = 0, count = 0, next = 0;
+    struct listed listed = {0};
+    void *self = leader_open(f, &epoch), *other = NULL;
+    while (count < 700) {
+        struct store_write writes[100];
+        char values[100][24];
+        uint64_t stride = rng_below(rng, 4) == 0 ? 1 + rng_below(rng, 3000) : 1;
+        id += rng_below(rng, 20) == 0 ? UINT64_C(1) << rng_below(rng, 58) : 0;
+        for (size_t i = 0; i < ARRAY_COUNT(writes); i++) {
+            id += stride;
+            (void)snprintf(values[i], sizeof(values[i]), "%" PRIu64, id);
+            writes[i] = (struct store_write)WRITE(id, values[i]);
+            writes[i].private.next = i + 1 < ARRAY_COUNT(writes) ? &writes[i + 1] : NULL;
+        }
+        REQUIRE(commit_of(self, epoch, writes, &e) == ERR_OK);
+        count += ARRAY_COUNT(writes);
+    }
+    REQUIRE(store_etcd.open(fake_etcd_where(f), &other, &e) == ERR_OK);
+    CHECK_EQ(store_etcd.load(other, on_one, &listed, &next, &e), ERR_OK);
+    CHECK_EQ(listed.count, count);
+    CHECK_EQ(listed.last, id);
+    store_etcd.close(other);
+    store_etcd.close(self);
+    fake_etcd_free(f);
+}
+
 /* ---- whatever fails, in whatever order ---- */
 
 enum { IDS = 5, BATCH_MAX = 3 };
@@ -288,7 +338,7 @@ PROPERTY(no_acknowledged_write_is_lost_and_none_is_carried_out_twice)
         size_t count = random_batch(rng, &acked, writes, values, &maybe), done = 0;
         random_faults(f, rng);
         uint64_t before = fake_etcd_revision(f);
-        enum err err = store_etcd.commit(self, epoch, writes, &done, &e);
+        enum err err = store_etcd.commit(self, epoch, writes, NULL, &done, &e);
         fake_etcd_fail(f, NULL, 0);
         if (rng_below(rng, 2) == 0)
             (void)fake_etcd_deliver(f);
@@ -308,7 +358,7 @@ PROPERTY(no_acknowledged_write_is_lost_and_none_is_carried_out_twice)
             self = next_leader(f, &acked, err == ERR_OK || err == ERR_NO_SPACE ? &acked : &maybe,
                                &found, &epoch);
             acked = found;
-            CHECK_EQ(store_etcd.commit(old, old_epoch, &late, &done, &e), ERR_STALE);
+            CHECK_EQ(store_etcd.commit(old, old_epoch, &late, NULL, &done, &e), ERR_STALE);
             store_etcd.close(old);
         }
     }
@@ -390,9 +440,9 @@ TEST(an_etcd_with_lower_limits_gets_smaller_transactions)
         writes[i].private.next = i + 1 < ARRAY_COUNT(writes) ? &writes[i + 1] : NULL;
     }
     fake_etcd_fail(f, less, 2);
-    CHECK_EQ(store_etcd.commit(self, epoch, writes, &count, &e), ERR_OK);
+    CHECK_EQ(store_etcd.commit(self, epoch, writes, NULL, &count, &e), ERR_OK);
     CHECK_EQ(count, 2);
-    CHECK_EQ(store_etcd.commit(self, epoch, &writes[2], &count, &e), ERR_OK);
+    CHECK_EQ(store_etcd.commit(self, epoch, &writes[2], NULL, &count, &e), ERR_OK);
     CHECK_EQ(count, 6);
     store_etcd.close(self);
     fake_etcd_free(f);

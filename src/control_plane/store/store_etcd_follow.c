@@ -1,4 +1,5 @@
-/* store_etcd_follow.c - a follower's copy: listed, then watched, listed again every 30 s.
+/* store_etcd_follow.c - a follower's copy: listed, then watched, listed again every 30 s, or less
+ * often where that would take more than a fiftieth of the time.
  *
  * A watch is a hint: it may be silent, late, or leave something out. What is told is compared with
  * the revisions that are known, so that a repetition does nothing; a commit that was left out shows
@@ -12,7 +13,9 @@
 #include <time.h>
 
 #define RELIST_MS 30000u
-#define CATCH_UP_MS 100u /* a watch that works is behind by milliseconds */
+#define RELIST_SHARE 50u
+#define LIST_LATER_MS 5000u /* when it was given up for something more urgent */
+#define CATCH_UP_MS 100u    /* a watch that works goes on within that, however far it is behind */
 #define PAUSE_MS 50
 
 struct follow {
@@ -22,6 +25,8 @@ struct follow {
     bool record_seen, epoch_seen, head_seen;
     uint64_t head_version, epoch_told; /* epoch_told: its revision */
     bool broken;                       /* the watch: list again */
+    bool is_again;                     /* listed before, and nothing is known to be missed since */
+    uint64_t list_due_ms;              /* to be listed again all the same */
     struct error error;
     enum err err;
     /* The revision whose changes are being told: each commit of ours changes epoch or head too. */
@@ -89,6 +94,8 @@ static enum err on_listed(void *user, const struct etcd_kv *kv, struct error *e)
     struct follow *f = user;
     enum store_kind kind;
     uint64_t id;
+    if (f->is_again && atomic_load(&f->s->hurry))
+        return ERR_BUSY;
     if (etcd_key_parse(kv->key, &kind, &id)) {
         map_put(&f->seen[kind], id, f);
         f->record_seen = true;
@@ -141,7 +148,7 @@ static enum err listing_check(const struct follow *f, uint64_t revision, struct 
     return f->record_seen && !f->head_seen ? store_etcd_missing(ETCD_HEAD_KEY, e) : ERR_OK;
 }
 
-static enum err list_all(struct follow *f, uint64_t *ret_revision, struct error *e)
+static enum err list_all(struct follow *f, struct error *e)
 {
     struct etcd_store *s = f->s;
     struct etcd_range r = {
@@ -164,7 +171,6 @@ static enum err list_all(struct follow *f, uint64_t *ret_revision, struct error 
     s->listed_revision = r.revision;
     pthread_cond_broadcast(&s->told);
     pthread_mutex_unlock(&s->mutex);
-    *ret_revision = r.revision;
     return ERR_OK;
 }
 
@@ -236,8 +242,13 @@ static bool on_watch_message(void *user, const json_t *message)
                  *events = json_object_get(result, "events");
     json_t *event;
     size_t i;
-    /* Compacted, or the member goes or lost its leader. */
-    f->broken |= result == NULL || json_is_true(json_object_get(result, "canceled"));
+    if (result == NULL) { /* the member goes, or has lost its leader */
+        f->err = error_set(&f->error, ERR_UNREACHABLE, "etcd at %s ended a watch",
+                           etcd_endpoint(s->watch));
+        etcd_avoid(s->watch);
+        return false;
+    }
+    f->broken |= json_is_true(json_object_get(result, "canceled")); /* compacted */
     json_array_foreach(events, i, event)
     {
         if (f->err == ERR_OK && !f->broken)
@@ -250,6 +261,7 @@ static bool on_watch_message(void *user, const json_t *message)
     /* Not by the message's own revision: the first one, without events, has the newest, before what
      * led to it was sent. */
     pthread_mutex_lock(&s->mutex);
+    s->watching = true;
     if (json_array_size(events) > 0)
         s->told_revision = MAX(s->told_revision, f->group_revision);
     pthread_cond_broadcast(&s->told);
@@ -257,19 +269,32 @@ static bool on_watch_message(void *user, const json_t *message)
     return true;
 }
 
-static enum err watch(struct follow *f, uint64_t revision, const atomic_bool *stop, struct error *e)
+/* Without one nothing new is told, and nothing is lost either. */
+static void on_majority(void *user, bool has_majority)
+{
+    struct follow *f = user;
+    f->feed->on_reached(f->feed->user, has_majority,
+                        has_majority ? "" : "the member of etcd that is watched has no majority");
+}
+
+static enum err watch(struct follow *f, const atomic_bool *stop, struct error *e)
 {
     struct etcd_store *s = f->s;
+    uint64_t now_ms = etcd_now_ms();
+    uint32_t for_ms = (uint32_t)(MAX(f->list_due_ms, now_ms + PAUSE_MS) - now_ms);
     json_t *request = json_pack(
         "{s:{s:o, s:o, s:o}}", "create_request", "key", etcd_key_json(ETCD_PREFIX), "range_end",
-        etcd_key_json(ETCD_PREFIX_END), "start_revision", etcd_number_json(revision + 1));
+        etcd_key_json(ETCD_PREFIX_END), "start_revision", etcd_number_json(s->told_revision + 1));
     f->err = ERR_OK;
     f->broken = false;
     f->group_revision = 0;
     f->group_key[0] = '\0';
-    enum err err = etcd_stream(s->watch, "/v3/watch", request, RELIST_MS, stop, &s->relist,
-                               on_watch_message, f, e);
+    enum err err = etcd_stream(s->watch, "/v3/watch", request, for_ms, stop, &s->elsewhere,
+                               on_watch_message, on_majority, f, e);
     json_decref(request);
+    pthread_mutex_lock(&s->mutex);
+    s->watching = false;
+    pthread_mutex_unlock(&s->mutex);
     if (f->err != ERR_OK)
         *e = f->error;
     return f->err != ERR_OK ? f->err : err;
@@ -280,20 +305,53 @@ static bool is_for_ever(enum err err)
     return err == ERR_CORRUPT || err == ERR_VERSION || err == ERR_CONFLICT;
 }
 
-/* One listing, and the watch after it. */
+/* All. Where it was listed before and has been watched, it is given up when somebody cannot wait
+ * for it: what is told goes on where it was. */
+static enum err list_again(struct follow *f, struct error *e)
+{
+    uint64_t begin_ms = etcd_now_ms(), head_version = f->head_version;
+    enum err err = list_all(f, e);
+    uint64_t now_ms = etcd_now_ms();
+    if (err == ERR_BUSY && f->is_again) {
+        f->head_version = head_version;
+        f->list_due_ms = now_ms + LIST_LATER_MS;
+        return ERR_OK;
+    }
+    if (err == ERR_OK) {
+        f->is_again = true;
+        f->list_due_ms = now_ms + MAX((uint64_t)RELIST_MS, RELIST_SHARE * (now_ms - begin_ms));
+    }
+    return err;
+}
+
+/* Only whether a majority is reached, and still has all of what we were told. */
+static enum err reach(struct follow *f, struct error *e)
+{
+    struct etcd_range r = {.etcd = f->s->watch, .key = ETCD_EPOCH_KEY, .on = on_listed, .user = f};
+    f->epoch_seen = false;
+    enum err err = etcd_range_each(&r, e);
+    return err == ERR_OK ? listing_check(f, r.revision, e) : err == ERR_BUSY ? ERR_OK : err;
+}
+
+/* The watch goes on after what was told last, which a listing goes before when something may have
+ * been missed, and now and then. */
 static enum err round_of(struct follow *f, const atomic_bool *stop, bool *synced, struct error *e)
 {
-    uint64_t revision = 0;
-    if (atomic_exchange(&f->s->relist, false))
+    if (atomic_exchange(&f->s->elsewhere, false))
         etcd_avoid(f->s->watch); /* its watch was silent for too long */
-    enum err err = list_all(f, &revision, e);
+    if (atomic_exchange(&f->s->relist, false))
+        f->is_again = false;
+    bool lists = !f->is_again || etcd_now_ms() >= f->list_due_ms;
+    enum err err = lists ? list_again(f, e) : reach(f, e);
     if (err != ERR_OK)
         return err;
     if (!*synced)
         f->feed->on_synced(f->feed->user);
     *synced = true;
     f->feed->on_reached(f->feed->user, true, "");
-    return watch(f, revision, stop, e);
+    err = watch(f, stop, e);
+    f->is_again &= !f->broken;
+    return err;
 }
 
 enum err store_etcd_follow(void *self, const struct store_feed *feed, const atomic_bool *stop,
@@ -328,29 +386,61 @@ static bool has_all(const struct etcd_store *s)
            (s->told_revision >= s->own_revision && s->told_head >= s->own_head);
 }
 
-/* Under the mutex. */
-static bool wait_for_all(struct etcd_store *s, uint32_t ms)
+static bool is_watching(const struct etcd_store *s)
+{
+    return s->watching || has_all(s);
+}
+
+/* Under the mutex: until it is so. */
+static bool wait_for(struct etcd_store *s, bool (*is_so)(const struct etcd_store *s), uint64_t ms)
 {
     struct timespec end;
     (void)clock_gettime(CLOCK_MONOTONIC, &end);
     uint64_t end_ns = (uint64_t)end.tv_sec * NS_PER_S + (uint64_t)end.tv_nsec + ms * NS_PER_MS;
     end.tv_sec = (time_t)(end_ns / NS_PER_S);
     end.tv_nsec = (long)(end_ns % NS_PER_S);
-    while (!has_all(s) && !s->follow_ended &&
-           pthread_cond_timedwait(&s->told, &s->mutex, &end) == 0)
+    while (!is_so(s) && !s->follow_ended && pthread_cond_timedwait(&s->told, &s->mutex, &end) == 0)
         ;
-    return has_all(s);
+    return is_so(s);
+}
+
+/* Under the mutex: for as long as a watch has more to tell. One that is being opened has its time.
+ */
+static bool wait_for_watch(struct etcd_store *s)
+{
+    uint64_t told, end_ms = etcd_end_ms();
+    bool has;
+    (void)wait_for(s, is_watching, ETCD_DEADLINE_MS);
+    do {
+        told = s->told_revision;
+        has = wait_for(s, has_all, CATCH_UP_MS);
+    } while (!has && s->told_revision > told && etcd_now_ms() < end_ms);
+    return has;
+}
+
+/* Under the mutex. */
+static void go_elsewhere(struct etcd_store *s, bool lists)
+{
+    s->watching = false;
+    atomic_store(&s->relist, lists);
+    atomic_store(&s->elsewhere, true);
 }
 
 enum err store_etcd_catch_up(void *self, struct error *e)
 {
     struct etcd_store *s = self;
+    atomic_store(&s->hurry, true);
     pthread_mutex_lock(&s->mutex);
-    bool has = wait_for_all(s, CATCH_UP_MS);
+    bool has = wait_for_watch(s);
     if (!has) {
-        atomic_store(&s->relist, true);
-        has = wait_for_all(s, ETCD_DEADLINE_MS);
+        go_elsewhere(s, false);
+        has = wait_for_watch(s);
     }
+    if (!has) { /* both have left something out */
+        go_elsewhere(s, true);
+        has = wait_for(s, has_all, ETCD_DEADLINE_MS);
+    }
+    atomic_store(&s->hurry, false);
     bool ended = s->follow_ended;
     uint64_t epoch = s->own_epoch;
     pthread_mutex_unlock(&s->mutex);

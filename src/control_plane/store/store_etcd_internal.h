@@ -12,10 +12,12 @@ struct etcd_store {
     struct etcd *calls, *watch; /* the writing thread's, the following thread's */
     char *name;                 /* of this control plane, in the epoch key */
     uint64_t compact_next_ms, compact_revisions[STORE_ETCD_COMPACT_KEPT];
-    atomic_bool relist;    /* the following thread is to list at once */
+    atomic_bool elsewhere; /* the following thread is to go on with another member at once, */
+    atomic_bool relist;    /* and to list there first */
+    atomic_bool hurry;     /* somebody waits for what the watch tells: to list again can wait */
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t told;   /* on the monotonic clock */
-    bool epoch_known, follow_ended;
+    bool epoch_known, follow_ended, watching; /* watching: a member has said that it tells */
     uint64_t epoch, epoch_revision; /* the newest that is known; revision 0: there is none */
     uint64_t next_id, head_revision;
     uint64_t own_epoch, own_revision,

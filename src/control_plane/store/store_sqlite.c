@@ -501,7 +501,7 @@ static enum err checkpoint_when_due(struct sqlite_store *s, struct error *e)
 }
 
 static enum err sqlite_store_commit(void *self, uint64_t epoch, const struct store_write *first,
-                                    size_t *ret_count, struct error *e)
+                                    const atomic_bool *stop, size_t *ret_count, struct error *e)
 {
     struct sqlite_store *s = self;
     *ret_count = 0;

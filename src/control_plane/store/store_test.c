@@ -426,7 +426,7 @@ static enum err broken_load(void *self, store_on_record *on_record, void *user,
     return ERR_OK;
 }
 static enum err broken_commit(void *self, uint64_t epoch, const struct store_write *first,
-                              size_t *ret_count, struct error *e)
+                              const atomic_bool *stop, size_t *ret_count, struct error *e)
 {
     *ret_count = 1;
     broken_commits++;
