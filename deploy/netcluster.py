@@ -121,10 +121,12 @@ class Host:
         lines = [f"{c} ip daddr {{ {addresses} }} drop" for c in "of"]
         self._rules(lines if one_way else [*lines, *(f"{c} ip saddr {{ {addresses} }} drop" for c in "if")])
 
-    def part_from_port(self, port, *others):
-        """Only connections to that port of the others are cut (etcd's 2379, say)."""
+    def part_from_port(self, port, *others, ways="io"):
+        """Only connections to that port of the others are cut (etcd's 2379, say). `ways`: "o", what it sends to them is lost,
+        "i", what they answer."""
         addresses = ", ".join(o.address for o in others)
-        self._rules([f"o ip daddr {{ {addresses} }} tcp dport {port} drop", f"i ip saddr {{ {addresses} }} tcp sport {port} drop"])
+        lines = {"o": f"o ip daddr {{ {addresses} }} tcp dport {port} drop", "i": f"i ip saddr {{ {addresses} }} tcp sport {port} drop"}
+        self._rules([lines[way] for way in ways])
 
     def lose(self, percent):
         """So many of a hundred packets that arrive are lost."""
@@ -472,6 +474,13 @@ class Cluster:
                 if code == 200 and (newest is None or found["epoch"] > newest["epoch"]):
                     newest = found
         return newest
+
+    def etcdctl(self, *arguments, at=None, check=True):
+        """On a control host, asking its own member."""
+        host, tls = at or self.controls[0], self.directory / "etcd-tls"
+        return host.run("etcdctl", "--endpoints", f"https://{host.address}:2379", "--cacert", tls / "ca.pem", "--cert",
+                        tls / f"{host.name}.pem", "--key", tls / f"{host.name}.key", *arguments, check=check,
+                        env={**os.environ, "ETCDCTL_API": "3"})
 
     def etcd_leader(self):
         """The host whose member of etcd leads, or None."""

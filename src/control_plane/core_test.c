@@ -490,7 +490,70 @@ TEST(a_worker_silent_for_its_grace_is_replaced)
     step(&w, &tick);
     REQUIRE(find_order(&w, ORDER_START) != NULL);
     CHECK_EQ(find_order(&w, ORDER_START)->target_id, 2);
-    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT_GONE), 1);
+    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT_GONE), 0);
+    REQUIRE(find_order(&w, ORDER_DRAIN) != NULL);
+    CHECK_EQ(find_order(&w, ORDER_DRAIN)->sandbox_id, id);
+    world_done(&w);
+}
+
+/* It may live, cut off from us alone. */
+TEST(what_is_in_flight_at_a_worker_that_is_silent_is_not_cut)
+{
+    struct world w = world_new();
+    worker_up(&w, 1, NULL, 0);
+    data_plane_up(&w, 9);
+    function_put(&w, 5, 1, 1, 8, false);
+    uint64_t id = find_order(&w, ORDER_START)->sandbox_id;
+    report(&w, 1, id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    struct control_event closed = {.kind = EVENT_WORKER_CLOSED};
+    closed.worker.worker_id = 1;
+    closed.worker.silent = true;
+    step(&w, &closed);
+    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT_GONE), 0);
+    CHECK_EQ(count_orders(&w, ORDER_DRAIN), 1);
+    struct sandbox_report has[] = {
+        {.sandbox_id = id, .function_id = 5, .version = 1, .state = SANDBOX_READY}};
+    worker_up(&w, 1, has, 1);
+    CHECK_EQ(count_orders(&w, ORDER_STOP), 0);
+    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT), 0); /* the data plane still ends there */
+    struct control_event drained = {.kind = EVENT_DRAINED};
+    drained.endpoint.data_plane_id = 9;
+    drained.endpoint.sandbox_id = id;
+    step(&w, &drained);
+    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT), 1); /* the same, again */
+    CHECK_EQ(find_order(&w, ORDER_ENDPOINT)->sandbox_id, id);
+    step(&w, &closed);
+    step(&w, &drained); /* of one that is not there now: forgotten by both */
+    REQUIRE(find_order(&w, ORDER_ENDPOINT_GONE) != NULL);
+    CHECK_EQ(find_order(&w, ORDER_ENDPOINT_GONE)->sandbox_id, id);
+    CHECK_EQ(find_order(&w, ORDER_ENDPOINT_GONE)->target_id, 9);
+    world_done(&w);
+}
+
+/* That it has ended may have been lost with the connection. */
+TEST(a_data_plane_that_says_that_it_ends_a_sandbox_is_asked_for_its_word)
+{
+    struct world w = world_new();
+    worker_up(&w, 1, NULL, 0);
+    data_plane_up(&w, 9);
+    function_put(&w, 5, 1, 1, 8, false);
+    uint64_t id = find_order(&w, ORDER_START)->sandbox_id;
+    report(&w, 1, id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    struct known_sandbox ending = {.sandbox_id = id, .slots = 1, .is_ending = true};
+    struct control_event up = {.kind = EVENT_DATA_PLANE_UP};
+    up.data_plane.data_plane_id = 9;
+    up.data_plane.leases = true;
+    up.data_plane.known = &ending;
+    up.data_plane.known_count = 1;
+    step(&w, &up);
+    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT), 0);
+    REQUIRE(find_order(&w, ORDER_DRAIN) != NULL);
+    CHECK_EQ(find_order(&w, ORDER_DRAIN)->sandbox_id, id);
+    struct control_event drained = {.kind = EVENT_DRAINED};
+    drained.endpoint.data_plane_id = 9;
+    drained.endpoint.sandbox_id = id;
+    step(&w, &drained);
+    CHECK_EQ(count_orders(&w, ORDER_ENDPOINT), 1);
     world_done(&w);
 }
 

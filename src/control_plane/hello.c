@@ -75,12 +75,12 @@ static enum err check_address(const Dirigent__Hello *h, const struct hello_rules
 
 enum err hello_check(const Dirigent__Hello *h, const struct hello_rules *rules, struct error *e)
 {
-    if (h->protocol_min > PROTOCOL_VERSION_MAX || h->protocol_max < PROTOCOL_VERSION_MIN)
+    if (h->protocol_min > protocol_version_max() || h->protocol_max < protocol_version_min())
         return error_set(
             e, ERR_VERSION,
             "it speaks the cluster protocol %u to %u, and this control plane %u to %u: "
             "upgrade the control planes first, then the others, one version at a time",
-            h->protocol_min, h->protocol_max, PROTOCOL_VERSION_MIN, PROTOCOL_VERSION_MAX);
+            h->protocol_min, h->protocol_max, protocol_version_min(), protocol_version_max());
     if (h->cluster[0] != '\0' && rules->cluster[0] != '\0' &&
         strcmp(h->cluster, rules->cluster) != 0)
         return error_set(e, ERR_PERMISSION, "it belongs to another cluster, '%.63s'", h->cluster);

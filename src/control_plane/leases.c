@@ -792,6 +792,11 @@ uint64_t leases_holders(const struct control *c, uint64_t sandbox_id)
     return mask;
 }
 
+bool leases_is_retired(const struct data_plane *p, uint64_t sandbox_id)
+{
+    return is_retired(entry_get(p, sandbox_id));
+}
+
 uint64_t leases_knowers(const struct control *c, uint64_t sandbox_id)
 {
     uint64_t mask = 0;

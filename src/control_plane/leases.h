@@ -44,11 +44,14 @@ void leases_function_done(struct core_function *f);
 /* It serves no more (it drains or is gone): before its state changes. */
 void leases_sandbox_leaves(struct control *c, struct core_sandbox *s);
 /* It is gone, and data planes were told. One that is away has not heard of that, and keeps its
- * entry. May it come back, with a worker that was only given up, all others must say first that
- * they have nothing there. */
+ * entry. May it come back, with a worker that was only given up, all others are to drain it (of a
+ * worker that is silent they were told nothing else) and must say first that they have nothing
+ * there. */
 void leases_sandbox_gone(struct control *c, const struct core_sandbox *s, bool may_come_back);
 /* Data planes, alive or only just away, that may have requests there: a mask. */
 uint64_t leases_holders(const struct control *c, uint64_t sandbox_id);
+/* It takes no new request there, and will say drained. */
+bool leases_is_retired(const struct data_plane *p, uint64_t sandbox_id);
 /* Those alive that know it. */
 uint64_t leases_knowers(const struct control *c, uint64_t sandbox_id);
 

@@ -60,6 +60,7 @@ struct peer { /* one connection; freed when its link has closed and no write of 
     struct link *link;            /* NULL: closed */
     enum peer_state state;
     bool is_worker, said_goodbye, is_silent;
+    bool in_snapshot; /* orders are those of one */
     struct known *known; /* when up */
     char ip[64], software[64];
     Dirigent__ToControlPlane *first; /* with the Hello, until up */
@@ -507,11 +508,11 @@ static void order_fail_waiting(struct peer *p, const struct control_order *order
 }
 
 /* A snapshot is one message that begins with an empty outbox. Very large ones go on in further
- * messages, which add to it. */
+ * messages. */
 static void order_snapshot(struct peer *p, bool begin)
 {
     send_now(p);
-    p->outbox.snapshot = begin;
+    p->outbox.snapshot = p->in_snapshot = begin;
 }
 
 /* `endpoint`: of an ORDER_ENDPOINT, else NULL. */
@@ -519,6 +520,10 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
                                 const struct endpoint *endpoint)
 {
     struct outbox *o = &p->outbox;
+    if (outbox_count(o) >= SNAPSHOT_PART_COUNT) {
+        o->snapshot_more = p->in_snapshot && order->kind != ORDER_SNAPSHOT_END;
+        send_now(p);
+    }
     switch (order->kind) {
     case ORDER_ROUTE:
         order_route(p, order);
@@ -561,8 +566,6 @@ static void data_plane_order_to(struct peer *p, const struct control_order *orde
     case ORDER_FUNCTION_GONE:
         assert(false); /* not for data planes */
     }
-    if (outbox_count(o) >= SNAPSHOT_PART_COUNT)
-        send_now(p);
     send_later(p);
 }
 
@@ -922,7 +925,7 @@ static void welcome(struct peer *p)
     Dirigent__Welcome *m = arena_take(&p->outbox.arena, sizeof(*m));
     uint32_t dead_after_ms = (uint32_t)cp->settings.peer_dead_after;
     *m = (Dirigent__Welcome)DIRIGENT__WELCOME__INIT;
-    m->protocol = MIN(p->first->hello->protocol_max, PROTOCOL_VERSION_MAX);
+    m->protocol = MIN(p->first->hello->protocol_max, protocol_version_max());
     m->heartbeat_ms = MIN(HEARTBEAT_PERIOD_MS, dead_after_ms / 3);
     m->dead_after_ms = dead_after_ms;
     m->cluster = arena_text(&p->outbox.arena, cp->settings.cluster_name);

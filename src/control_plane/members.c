@@ -123,8 +123,8 @@ static void on_dialled(struct dialler *d, void *user, struct link *link)
     Dirigent__MemberBeat beat = DIRIGENT__MEMBER_BEAT__INIT;
     p->out = link;
     p->said_unreachable = false;
-    hello.protocol_min = PROTOCOL_VERSION_MIN;
-    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.protocol_min = protocol_version_min();
+    hello.protocol_max = protocol_version_max();
     hello.cluster = m->cp->settings.cluster_name;
     hello.role = DIRIGENT__ROLE__ROLE_CONTROL_PLANE;
     hello.name = m->items[m->self].name;

@@ -115,7 +115,7 @@ static void outbox_clear(struct outbox *o)
     for (size_t i = 0; i < ARRAY_COUNT(numbers); i++)
         numbers[i]->count = 0;
     o->welcome = NULL;
-    o->snapshot = false;
+    o->snapshot = o->snapshot_more = false;
     o->sync = 0;
     arena_reset(&o->arena);
 }
@@ -127,6 +127,7 @@ void outbox_send(struct outbox *o, struct link *link, uint64_t epoch, uint64_t s
     m.sequence = sequence;
     m.welcome = o->welcome;
     m.snapshot = o->snapshot;
+    m.snapshot_more = o->snapshot_more;
     m.sync = o->sync;
 #define GIVE(field)               \
     m.n_##field = o->field.count; \

@@ -28,7 +28,7 @@ struct outbox {
     struct vector routes, endpoints, slots_wanted, fail_waiting;
     struct number_vector removed_functions, drain_sandboxes, remove_sandboxes, want_demand;
     Dirigent__Welcome *welcome;
-    bool snapshot;
+    bool snapshot, snapshot_more;
     uint64_t sync; /* 0: none */
 };
 /* A new message in a list, initialised:

@@ -55,6 +55,7 @@ TEST(an_outbox_arrives_whole_and_is_empty_afterwards)
         CHECK(outbox_is_empty(&outbox));
         fill(&outbox, round);
         outbox.snapshot = round == 2;
+        outbox.snapshot_more = round < 3;
         CHECK_EQ(outbox_count(&outbox), 200);
         outbox_send(&outbox, ours, 5, round);
         while (reader.count < round)
@@ -63,6 +64,7 @@ TEST(an_outbox_arrives_whole_and_is_empty_afterwards)
         CHECK_EQ(reader.message->epoch, 5);
         CHECK_EQ(reader.message->sequence, round);
         CHECK_EQ(reader.message->snapshot, round == 2);
+        CHECK_EQ(reader.message->snapshot_more, round < 3);
         REQUIRE(reader.message->n_routes == 100 && reader.message->n_remove_sandboxes == 100);
         snprintf(last, sizeof(last), "function-%u-99", round);
         CHECK_STR(reader.message->routes[99]->name, last);

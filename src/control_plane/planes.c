@@ -141,17 +141,21 @@ void planes_snapshots_owed(struct control *c)
 
 /* ---- come and go ---- */
 
-/* What it knows and we are draining: it may have requests there. */
+/* What it knows and we are draining: it may have requests there. And what it said that it ends: that
+ * may be over since, and was told to nobody, as we were not connected yet. */
 static void draining_tell(struct control *c, struct data_plane *p, const struct control_event *e)
 {
     for (size_t i = 0; i < e->data_plane.known_count; i++) {
-        struct core_sandbox *s = map_get(&c->sandboxes, e->data_plane.known[i].sandbox_id);
-        if (s == NULL || s->state != SANDBOX_DRAINING)
+        uint64_t sandbox_id = e->data_plane.known[i].sandbox_id;
+        struct core_sandbox *s = map_get(&c->sandboxes, sandbox_id);
+        bool drains = s != NULL && s->state == SANDBOX_DRAINING;
+        if (drains)
+            s->undrained |= plane_bit(c, p);
+        if (!drains && !leases_is_retired(p, sandbox_id))
             continue;
-        s->undrained |= plane_bit(c, p);
         struct control_order *o = core_order(c, ORDER_DRAIN, p->id);
-        o->function_id = s->function->id;
-        o->sandbox_id = s->id;
+        o->function_id = s != NULL ? s->function->id : 0;
+        o->sandbox_id = sandbox_id;
     }
 }
 
@@ -297,8 +301,10 @@ void plane_drained(struct control *c, uint64_t data_plane_id, uint64_t sandbox_i
     if (p == NULL || !p->alive)
         return;
     leases_drained(c, p, sandbox_id);
-    if (s == NULL)
+    if (s == NULL) { /* of a worker that was given up: this ended what could not be cut before */
+        core_order(c, ORDER_ENDPOINT_GONE, p->id)->sandbox_id = sandbox_id;
         return;
+    }
     s->undrained &= ~plane_bit(c, p);
     sandbox_stop_when_drained(c, s);
 }

@@ -266,11 +266,18 @@ static void ready_failed(struct control *c, struct core_function *f, const struc
     f->told = false;
 }
 
+/* Of a worker that was given up we only know that it does not speak to us: its sandboxes may live and
+ * answer what they have. Data planes give them nothing new and forget them when that has ended. */
 void sandbox_gone(struct control *c, struct core_sandbox *s, const struct sandbox_report *r)
 {
     struct core_function *f = s->function;
-    if (s->state != SANDBOX_STARTING) /* data planes may know it */
-        planes_tell(c, leases_knowers(c, s->id), ORDER_ENDPOINT_GONE, s, r->reason);
+    bool is_unheard = s->worker->state == WORKER_DEAD;
+    if (s->state != SANDBOX_STARTING) { /* data planes may know it */
+        uint64_t planes = leases_knowers(c, s->id);
+        if (is_unheard)
+            planes &= ~leases_holders(c, s->id); /* leases_sandbox_gone() drains those */
+        planes_tell(c, planes, ORDER_ENDPOINT_GONE, s, r->reason);
+    }
     if (s->ready_at_ms != 0 && c->now_ms - s->ready_at_ms >= PROVEN_AFTER_MS)
         f->backoff_ms = 0;
     if (s->state == SANDBOX_STARTING && !f->deleted)

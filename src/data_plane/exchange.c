@@ -1,6 +1,7 @@
 /* exchange.c - one request and its answer. */
 #include "data_plane/proxy.h"
 #include "base/crash_point.h"
+#include <errno.h>
 #include <stdio.h>
 
 /* ---- which function ---- */
@@ -355,16 +356,40 @@ void exchange_connected(struct client *c)
     send_request(c);
 }
 
-void exchange_connect_failed(struct client *c, const char *why)
+/* Nothing answers on its worker: what else this function has there is not tried by one request after
+ * the other. Of other functions nothing is said: a program that lets its backlog fill is silent,
+ * too, and must not take the neighbours' away. */
+static void eject_neighbours(struct client *c, const struct dispatch_endpoint *endpoint)
 {
-    struct thread *t = c->thread;
+    struct dispatch *d = c->route->route->dispatch;
+    const struct sandbox *sandbox = endpoint->user;
+    struct dispatch_endpoint *all[NEIGHBOURS_MAX];
+    size_t count = dispatch_endpoints(d, all, ARRAY_COUNT(all));
+    for (size_t i = 0; i < MIN(count, ARRAY_COUNT(all)); i++) {
+        const struct sandbox *other = all[i]->user;
+        if (all[i] != endpoint && strcmp(other->worker, sandbox->worker) == 0 &&
+            dispatch_endpoint_eject(d, other->id))
+            thread_report_endpoint(c->thread, other->id, NULL);
+    }
+}
+
+static void eject(struct client *c, const struct dispatch_endpoint *endpoint, bool is_silent,
+                  const char *why)
+{
+    if (dispatch_endpoint_eject(c->route->route->dispatch, endpoint->sandbox_id))
+        thread_report_endpoint(c->thread, endpoint->sandbox_id, why);
+    if (is_silent)
+        eject_neighbours(c, endpoint);
+}
+
+void exchange_connect_failed(struct client *c, bool is_silent, const char *why)
+{
     struct dispatch_endpoint *endpoint = c->endpoint;
     struct sandbox *sandbox = endpoint->user;
     char text[256];
     c->upstream = NULL;
     c->endpoint = NULL;
-    if (dispatch_endpoint_eject(c->route->route->dispatch, endpoint->sandbox_id))
-        thread_report_endpoint(t, endpoint->sandbox_id, why);
+    eject(c, endpoint, is_silent, why);
     if (++c->connect_attempts < CONNECT_ATTEMPTS_MAX) {
         client_move(c, CLIENT_WAITING);
         acquire(c, endpoint);
@@ -383,6 +408,7 @@ static void send_request(struct client *c)
     struct iovec part = {.iov_base = c->head.data, .iov_len = c->head.bytes};
     client_move(c, CLIENT_SENT);
     c->sent_ns = now_ns(c->thread);
+    thread_await_ack(c->thread);
     c->replayable = true;
     upstream_send(c->upstream, &part, 1);
     if (c->expect_continue) { /* RFC 9110 10.1.1: a slot is there, the body may come */
@@ -403,7 +429,8 @@ static bool may_resend(const struct client *c)
     bool is_stale = u->is_reused && !c->was_stale;
     if (!c->replayable || u->in.bytes > 0 || (!is_stale && c->resends >= RESENDS_MAX))
         return false;
-    return c->is_idempotent || upstream_took_nothing(u);
+    /* Of a host that fell silent the acknowledgement may be what was lost. */
+    return c->is_idempotent || (u->stream.error_number != ETIMEDOUT && upstream_took_nothing(u));
 }
 
 /* The connection broke before any byte of the answer. A kept one may just have been closed by a
@@ -435,12 +462,30 @@ static void broke_before_answer(struct client *c, enum answer answer)
     acquire(c, endpoint);
 }
 
+/* A request that was not acknowledged may have arrived: the acknowledgement is what was lost. */
+void exchange_unheard(struct client *c)
+{
+    struct dispatch_endpoint *endpoint = c->endpoint;
+    bool again = c->replayable && c->is_idempotent && c->upstream->in.bytes == 0 &&
+                 ++c->connect_attempts < CONNECT_ATTEMPTS_MAX;
+    eject(c, endpoint, true, "a request was not acknowledged");
+    if (!again) {
+        exchange_fail(c, ANSWER_sandbox_unheard, STR_NONE);
+        return;
+    }
+    stat_add(&thread_stats(c->thread, c->route)->retries, 1);
+    c->endpoint = NULL; /* the slot stays ours, the connection goes alone */
+    upstream_abandon(c->upstream, c);
+    client_move(c, CLIENT_WAITING);
+    acquire(c, endpoint);
+}
+
 void exchange_sandbox_gone(struct client *c)
 {
     if (c->state == CLIENT_SENT)
         broke_before_answer(c, ANSWER_sandbox_gone);
     else if (c->state == CLIENT_CONNECTING)
-        exchange_connect_failed(c, "the sandbox is gone");
+        exchange_connect_failed(c, false, "the sandbox is gone");
     else
         exchange_fail(c, ANSWER_sandbox_gone, STR_NONE);
 }

@@ -29,7 +29,14 @@
 #define SWEEP_PERIOD_NS (10 * NS_PER_S)
 #define LINGER_NS (2 * NS_PER_S)
 #define GONE_GRACE_NS NS_PER_S
+/* A request on a connection that is there: the sandbox's host has not acknowledged a byte of it.
+ * With the check, no later than a connect would fail. */
+#define ACK_TIMEOUT_NS (750 * NS_PER_MS)
+#define ACK_CHECK_NS (250 * NS_PER_MS)
+static_assert(ACK_TIMEOUT_NS + ACK_CHECK_NS <= UPSTREAM_CONNECT_TIMEOUT_MS * NS_PER_MS,
+              "a kept connection hides a lost host no longer than a new one");
 #define CONNECT_ATTEMPTS_MAX 4u
+#define NEIGHBOURS_MAX 256u /* endpoints of a function that are looked at when a worker is silent */
 #define RESENDS_MAX 1u /* to another sandbox; a stale connection counts extra, once */
 
 /* A function in this thread's table. */
@@ -64,6 +71,7 @@ struct upstream {
     uint64_t sent_bytes, sent_before; /* on this connection: all, and before this request */
     uint64_t used_ns, received_ns;
     bool connected, closing, is_idle, is_reused;
+    bool is_heard; /* something of this request was acknowledged */
     bool spoiled; /* must not carry another request */
     /* the slot of an exchange that ended before its answer did: given back when the connection is
      * closed */
@@ -148,7 +156,8 @@ struct thread {
     struct list clients;
     uint64_t client_count, upstream_count;
     struct rng rng;
-    struct loop_timer sweep, stop_timer;
+    struct loop_timer sweep, stop_timer, ack_timer;
+    bool acks_awaited; /* the timer runs */
     struct loop_post stop_post, stopped_post;
     uint64_t stop_deadline_ns;
     /* scratch, used within one callback */
@@ -175,7 +184,9 @@ void thread_keep_head(struct thread *t, struct buf *head);
 struct route_stats *thread_stats(struct thread *t, struct thread_route *tr);
 void thread_route_leave(struct thread *t, struct thread_route *tr);
 void thread_check_stopped(struct thread *t);
+/* It was ejected. `reason` NULL: only to be admitted again, the control plane is not told. */
 void thread_report_endpoint(struct thread *t, uint64_t sandbox_id, const char *reason);
+void thread_await_ack(struct thread *t); /* a request went out */
 
 /* client.c */
 void client_accept(struct thread *t, int fd, const struct sockaddr_storage *peer);
@@ -202,7 +213,10 @@ void exchange_client_gone(struct client *c);
 void exchange_timeout(struct client *c);
 void exchange_tunnel_client_ended(struct client *c, enum err err);
 void exchange_connected(struct client *c);
-void exchange_connect_failed(struct client *c, const char *why);
+/* `is_silent`: nothing answers at all. */
+void exchange_connect_failed(struct client *c, bool is_silent, const char *why);
+/* The host of its sandbox has acknowledged nothing of its request. */
+void exchange_unheard(struct client *c);
 void exchange_receive(struct client *c, enum err err, const char *data, size_t bytes);
 void exchange_sandbox_gone(struct client *c);
 /* Ends with an error of ours before any byte of the answer went out. Gives the slot back when the
@@ -237,6 +251,13 @@ void upstream_abandon(struct upstream *u, struct client *c);
 bool upstream_took_nothing(const struct upstream *u);
 void pool_gone(struct pool *p);
 void pool_forget_idle(struct pool *p);
+/* It takes no new request. What it has may last as long as it likes while its host is there: that is
+ * asked for from now on. */
+void pool_drain(struct pool *p);
+/* Puts those whose request is unheard into ret_clients[count_max] and returns how many; *ret_awaits
+ * is set when there are some of whom that is not known yet. */
+size_t pool_unheard(struct pool *p, struct client **ret_clients, size_t count_max,
+                    bool *ret_awaits);
 void pool_sweep(struct pool *p);
 void pool_close(struct pool *p); /* when the thread ends */
 

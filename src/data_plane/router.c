@@ -51,6 +51,7 @@ struct router {
     struct replicas *replicas;
     struct link *link; /* to the control plane that leads; NULL: none does */
     bool welcome, stopping, said_unreachable, said_unwritten, serves;
+    bool snapshot_awaited;            /* its rest */
     bool changed;                     /* what the file of the snapshot does not have */
     uint64_t snapshot_next_ns;        /* not earlier */
     uint64_t sequence, taken;         /* taken: the last message of this connection */
@@ -571,9 +572,13 @@ static void on_endpoint_failed(struct thread_shared *shared, uint64_t sandbox_id
     struct sandbox_state *s = map_get(&c->sandboxes, sandbox_id);
     if (s == NULL)
         return; /* gone already */
+    loop_timer_start(c->loop, &s->readmit, time_now(c) + READMIT_NS);
+    for (uint32_t i = 0; i < shared->thread_count; i++)
+        thread_post_forget(shared->threads[i], sandbox_id); /* kept connections fail as well */
+    if (reason == NULL)
+        return;
     log_warn("endpoint.failed", LOG_U64("sandbox", sandbox_id), LOG_STR("function", s->route->name),
              LOG_STR("why", reason));
-    loop_timer_start(c->loop, &s->readmit, time_now(c) + READMIT_NS);
     GROW(c->failed, c->failed_count, c->failed_capacity);
     c->failed[c->failed_count].sandbox_id = sandbox_id;
     snprintf(c->failed[c->failed_count++].reason, sizeof(c->failed[0].reason), "%s", reason);
@@ -843,16 +848,27 @@ static void slots_wanted(struct router *c, const Dirigent__SlotsWanted *m)
         demand_due(r); /* it may do better elsewhere */
 }
 
-static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
+/* Whether all of a snapshot is there, with this message. */
+static bool snapshot_ends(struct router *c, const Dirigent__FromControlPlane *m)
+{
+    if (m->snapshot)
+        snapshot_begin(c);
+    c->snapshot_awaited |= m->snapshot;
+    bool ends = c->snapshot_awaited && !m->snapshot_more;
+    c->snapshot_awaited &= !ends;
+    return ends;
+}
+
+/* True: the last of a snapshot. */
+static bool take_orders(struct router *c, const Dirigent__FromControlPlane *m)
 {
     c->changed |= m->snapshot || m->n_routes + m->n_removed_functions + m->n_endpoints +
                                          m->n_drain_sandboxes + m->n_remove_sandboxes >
                                      0;
-    if (m->snapshot)
-        snapshot_begin(c);
+    bool ends = snapshot_ends(c, m);
     for (size_t i = 0; i < m->n_routes; i++)
         route_put(c, m->routes[i]);
-    if (m->snapshot)
+    if (ends)
         forget_routes(c);
     for (size_t i = 0; i < m->n_removed_functions; i++) {
         struct route *r = map_get(&c->routes, m->removed_functions[i]);
@@ -863,7 +879,7 @@ static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
         slots_wanted(c, m->slots_wanted[i]);
     for (size_t i = 0; i < m->n_endpoints; i++)
         endpoint_put(c, m->endpoints[i]);
-    if (m->snapshot)
+    if (ends)
         forget_sandboxes(c);
     for (size_t i = 0; i < m->n_drain_sandboxes; i++)
         sandbox_drain(c, m->drain_sandboxes[i]);
@@ -877,6 +893,7 @@ static void take_orders(struct router *c, const Dirigent__FromControlPlane *m)
             demand_due(r);
     }
     flush_later(c);
+    return ends;
 }
 
 /* ---- the snapshot on the disk ---- */
@@ -1004,8 +1021,8 @@ static void snapshot_take(struct router *c)
     log_warn("snapshot.taken", LOG_STR("why", "no control plane is reached"),
              LOG_U64("functions", m->n_routes), LOG_U64("sandboxes", m->n_endpoints));
     notes_apply(c, m);
-    take_orders(c, m);
-    atomic_store(&c->shared->ready, true);
+    if (take_orders(c, m))
+        atomic_store(&c->shared->ready, true);
     dirigent__from_control_plane__free_unpacked(m, NULL);
 }
 
@@ -1068,8 +1085,7 @@ static void on_message(void *user, struct link *link, const Dirigent__FromContro
     if (!c->welcome)
         return;
     c->sync = MAX(c->sync, m->sync);
-    take_orders(c, m);
-    if (m->snapshot) {
+    if (take_orders(c, m)) {
         atomic_store(&c->shared->ready, true);
         tell_everything(c);
         serve(c);
@@ -1082,7 +1098,7 @@ static void on_lost(void *user, const char *why)
     if (c->welcome && !c->stopping)
         log_warn("control_plane.lost", LOG_STR("why", why));
     c->link = NULL;
-    c->welcome = false;
+    c->welcome = c->snapshot_awaited = false;
     atomic_store(&c->shared->control_plane_up, false);
 }
 
@@ -1155,8 +1171,8 @@ static void on_hello(void *user, struct link *link)
     c->link = link;
     c->sequence = 1;
     c->taken = 0;
-    hello.protocol_min = PROTOCOL_VERSION_MIN;
-    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.protocol_min = protocol_version_min();
+    hello.protocol_max = protocol_version_max();
     on_name(c, &hello);
     m.hello = &hello;
     m.sequence = c->sequence;

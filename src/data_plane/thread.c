@@ -54,13 +54,15 @@ struct report {
     struct loop_post post;
     struct thread_shared *shared;
     uint64_t sandbox_id;
+    bool is_told;
     char reason[160];
 };
 
 static void on_report(struct loop_post *post)
 {
     struct report *r = container_of(post, struct report, post);
-    r->shared->on_endpoint_failed(r->shared, r->sandbox_id, r->reason);
+    r->shared->on_endpoint_failed(r->shared, r->sandbox_id,
+                                  r->is_told ? r->reason : NULL);
     free(r);
 }
 
@@ -70,7 +72,8 @@ void thread_report_endpoint(struct thread *t, uint64_t sandbox_id, const char *r
     r->post.on_post = on_report;
     r->shared = t->shared;
     r->sandbox_id = sandbox_id;
-    snprintf(r->reason, sizeof(r->reason), "%s", reason);
+    r->is_told = reason != NULL;
+    snprintf(r->reason, sizeof(r->reason), "%s", reason != NULL ? reason : "");
     loop_post(t->shared->control_loop, &r->post);
 }
 
@@ -121,7 +124,7 @@ static void carry_out(struct thread *t, const struct update_item *item)
     case SANDBOX_DRAINS:
         pool = map_get(&t->pools, item->sandbox_id);
         if (pool != NULL)
-            pool_forget_idle(pool);
+            pool_drain(pool);
         break;
     case SANDBOX_GONE:
         pool = map_get(&t->pools, item->sandbox_id);
@@ -193,6 +196,31 @@ static void on_sweep(struct loop_timer *timer)
     loop_timer_start(t->loop, timer, now_ns(t) + SWEEP_PERIOD_NS);
 }
 
+/* What a client's turn does to the pools must not happen while they are walked. */
+static void on_ack_timer(struct loop_timer *timer)
+{
+    struct thread *t = container_of(timer, struct thread, ack_timer);
+    struct client *unheard[256];
+    size_t cursor = 0, count = 0;
+    bool awaits = false;
+    struct pool *pool;
+    while ((pool = map_next(&t->pools, &cursor)) != NULL)
+        count += pool_unheard(pool, unheard + count, ARRAY_COUNT(unheard) - count, &awaits);
+    t->acks_awaited = false;
+    for (size_t i = 0; i < count; i++)
+        exchange_unheard(unheard[i]);
+    if (awaits)
+        thread_await_ack(t);
+}
+
+void thread_await_ack(struct thread *t)
+{
+    if (t->acks_awaited)
+        return;
+    t->acks_awaited = true;
+    loop_timer_start(t->loop, &t->ack_timer, now_ns(t) + ACK_CHECK_NS);
+}
+
 /* ---- connections ---- */
 
 static void on_accept(struct loop_listener *listener, int fd, const struct sockaddr_storage *peer)
@@ -240,6 +268,7 @@ static void on_stop(struct loop_post *post)
     t->stopping = true;
     loop_listener_stop(&t->listener);
     loop_timer_stop(t->loop, &t->sweep);
+    loop_timer_stop(t->loop, &t->ack_timer);
     list_for_each(c, &t->clients, struct client,
                   node) if (c->state == CLIENT_HEAD && c->in.bytes == 0) client_close(c);
     loop_timer_start(t->loop, &t->stop_timer, t->stop_deadline_ns);
@@ -277,6 +306,7 @@ enum err thread_new(struct thread_shared *shared, uint32_t index, int listen_fd,
     t->index = index;
     list_init(&t->clients);
     loop_timer_init(&t->sweep, on_sweep);
+    loop_timer_init(&t->ack_timer, on_ack_timer);
     loop_timer_init(&t->stop_timer, on_stop_timer);
     t->stop_post.on_post = on_stop;
     t->stopped_post.on_post = on_stopped;
@@ -337,6 +367,7 @@ void thread_free(struct thread *t)
         loop_listener_stop(&t->listener);
     fd_close(&t->listen_fd);
     loop_timer_stop(t->loop, &t->sweep);
+    loop_timer_stop(t->loop, &t->ack_timer);
     loop_timer_stop(t->loop, &t->stop_timer);
     for (size_t cursor = 0; (tr = strmap_next(&t->table, &cursor, &name)) != NULL;)
         free(tr);

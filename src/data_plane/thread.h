@@ -17,7 +17,8 @@ struct thread_shared {
     _Atomic bool control_plane_up; /* connected and welcome now */
     struct thread **threads;       /* all of them, set before they run */
     void *user;                    /* the control thread's */
-    /* Called on the control thread's loop, for posts made by threads. */
+    /* Called on the control thread's loop, for posts made by threads. An endpoint was ejected: it
+     * is to be admitted again later. `reason` NULL: for another's failure. */
     void (*on_endpoint_failed)(struct thread_shared *shared, uint64_t sandbox_id,
                                const char *reason);
     void (*on_thread_stopped)(struct thread_shared *shared);

@@ -1,6 +1,7 @@
 /* upstream.c - connections to sandboxes: kept ones are used last in, first out; each carries one
  * request at a time. */
 #include "data_plane/proxy.h"
+#include <errno.h>
 #include <linux/tcp.h> /* netinet/tcp.h lacks tcpi_bytes_acked */
 #include <netinet/in.h>
 #include <stdio.h>
@@ -71,6 +72,55 @@ void pool_forget_idle(struct pool *p)
     list_for_each(u, &p->idle, struct upstream, node) close_upstream(u);
 }
 
+/* What was not acknowledged yet is not waited for long. Where all was, the function takes its time,
+ * and only its host is asked whether it is there: it is lost when three questions of a second each
+ * have no answer. */
+static void watch_host(struct upstream *u)
+{
+    int on = 1, after_s = 1, count = 3;
+    unsigned unheard_ms = 2 * UPSTREAM_CONNECT_TIMEOUT_MS;
+    struct tcp_info info = {0};
+    socklen_t bytes = sizeof(info);
+    int fd = u->stream.fd;
+    if (fd < 0)
+        return;
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &after_s, sizeof(after_s));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &after_s, sizeof(after_s));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_unacked > 0)
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard_ms, sizeof(unheard_ms));
+}
+
+void pool_drain(struct pool *p)
+{
+    pool_forget_idle(p);
+    list_for_each(u, &p->active, struct upstream, node) if (u->client != NULL && u->connected)
+        watch_host(u);
+}
+
+size_t pool_unheard(struct pool *p, struct client **ret_clients, size_t count_max,
+                    bool *ret_awaits)
+{
+    uint64_t now = now_ns(p->thread);
+    size_t count = 0;
+    list_for_each(u, &p->active, struct upstream, node)
+    {
+        struct client *c = u->client;
+        if (c == NULL || c->state != CLIENT_SENT || u->is_heard)
+            continue;
+        if (now - c->sent_ns < ACK_TIMEOUT_NS)
+            *ret_awaits = true;
+        else if (!upstream_took_nothing(u))
+            u->is_heard = true;
+        else if (count < count_max)
+            ret_clients[count++] = c;
+        else
+            *ret_awaits = true;
+    }
+    return count;
+}
+
 void pool_gone(struct pool *p)
 {
     (void)map_remove(&p->thread->pools, p->sandbox_id);
@@ -137,7 +187,7 @@ static void on_connect_timer(struct loop_timer *timer)
     close_upstream(u);
     stat_add(&u->pool->thread->counters.upstream_connect_failures, 1);
     if (c != NULL)
-        exchange_connect_failed(c, "no answer within 1 s");
+        exchange_connect_failed(c, true, "no answer within 1 s");
 }
 
 static void on_connect(struct loop_stream *s, enum err err)
@@ -147,14 +197,18 @@ static void on_connect(struct loop_stream *s, enum err err)
     loop_timer_stop(u->pool->thread->loop, &u->connect_timer);
     if (err == ERR_OK) {
         u->connected = true;
+        if (u->pool->gone || dispatch_endpoint_is_ending(u->pool->endpoint))
+            watch_host(u); /* it was granted before */
         exchange_connected(c);
         return;
     }
+    int error = s->error_number;
+    bool is_silent = error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
     char why[96];
-    snprintf(why, sizeof(why), "%s", strerror(s->error_number));
+    snprintf(why, sizeof(why), "%s", strerror(error));
     close_upstream(u);
     stat_add(&u->pool->thread->counters.upstream_connect_failures, 1);
-    exchange_connect_failed(c, why);
+    exchange_connect_failed(c, is_silent, why);
 }
 
 static void on_recv(struct loop_stream *s, enum err err, const char *data, size_t bytes)
@@ -212,7 +266,7 @@ void upstream_connect(struct pool *p, struct client *c)
                             &connected, &t->error) != ERR_OK) {
         stat_add(&t->counters.upstream_connect_failures, 1);
         free(u);
-        exchange_connect_failed(c, t->error.text);
+        exchange_connect_failed(c, false, t->error.text);
         return;
     }
     list_push_front(&p->active, &u->node);
@@ -231,6 +285,7 @@ void upstream_attach(struct upstream *u, struct client *c)
 {
     u->client = c;
     u->sent_before = u->sent_bytes;
+    u->is_heard = false;
     c->upstream = u;
 }
 

@@ -16,6 +16,8 @@ struct sim_plane {
     char name[48], address[48];
     uint64_t sequence, taken, synced;
     struct map known; /* sandbox → struct sim_function of ours that it serves */
+    struct map named; /* by a snapshot, as far as it has come */
+    bool in_snapshot;
     struct loop_deferred flush;
     Dirigent__Demand *demands; /* due at the end of this turn */
     size_t demand_count, demand_capacity;
@@ -94,20 +96,18 @@ static void forget(struct sim_plane *p, uint64_t sandbox_id)
 }
 
 /* What a snapshot names is all there is. */
-static void forget_others(struct sim_plane *p, const Dirigent__FromControlPlane *m)
+static void forget_others(struct sim_plane *p)
 {
-    struct map named = {0};
     uint64_t *gone = mem_new_array(p->known.count + 1, sizeof(*gone));
     size_t count = 0;
-    for (size_t i = 0; i < m->n_endpoints; i++)
-        map_put(&named, m->endpoints[i]->sandbox_id, p);
     for (size_t i = 0; i < p->known.capacity; i++)
-        if (p->known.entries[i].value != NULL && map_get(&named, p->known.entries[i].key) == NULL)
+        if (p->known.entries[i].value != NULL && map_get(&p->named, p->known.entries[i].key) == NULL)
             gone[count++] = p->known.entries[i].key;
     for (size_t i = 0; i < count; i++)
         forget(p, gone[i]);
     free(gone);
-    map_done(&named);
+    map_done(&p->named);
+    p->in_snapshot = false;
 }
 
 static void take_endpoint(struct sim_plane *p, const Dirigent__Endpoint *m)
@@ -148,9 +148,16 @@ static void take_orders(struct sim_plane *p, const Dirigent__FromControlPlane *m
     for (size_t i = 0; i < m->n_routes; i++)
         load_know(p->sim, m->routes[i]->function_id, m->routes[i]->name);
     if (m->snapshot)
-        forget_others(p, m);
-    for (size_t i = 0; i < m->n_endpoints; i++)
+        map_done(&p->named);
+    p->in_snapshot |= m->snapshot;
+    bool ends = p->in_snapshot && !m->snapshot_more;
+    for (size_t i = 0; i < m->n_endpoints; i++) {
         take_endpoint(p, m->endpoints[i]);
+        if (p->in_snapshot)
+            map_put(&p->named, m->endpoints[i]->sandbox_id, p);
+    }
+    if (ends)
+        forget_others(p);
     for (size_t i = 0; i < m->n_drain_sandboxes; i++)
         take_drain(p, m->drain_sandboxes[i]);
     for (size_t i = 0; i < m->n_remove_sandboxes; i++)
@@ -165,7 +172,7 @@ static void take_orders(struct sim_plane *p, const Dirigent__FromControlPlane *m
         if (f != NULL)
             sim_plane_demand(p, f);
     }
-    if (m->snapshot)
+    if (ends)
         tell_everything(p);
     if (m->sync != 0) {
         p->synced = m->sync;
@@ -208,7 +215,7 @@ static void on_lost(void *user, const char *why)
     p->link = NULL;
     if (!p->welcome)
         return; /* refused: the reason is known */
-    p->welcome = false;
+    p->welcome = p->in_snapshot = false;
     s->planes_up--;
     s->load.counts.plane_losses++;
     snprintf(s->last_failure, sizeof(s->last_failure), "a data plane's connection was lost: %s",
@@ -244,8 +251,8 @@ static void on_hello(void *user, struct link *link)
     p->link = link;
     p->sequence = 1;
     p->taken = 0;
-    hello.protocol_min = PROTOCOL_VERSION_MIN;
-    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.protocol_min = protocol_version_min();
+    hello.protocol_max = protocol_version_max();
     on_name(p, &hello);
     hello.known_sandbox_ids = known;
     m.hello = &hello;
@@ -307,6 +314,7 @@ void planes_free(struct sim *s)
         replicas_free(p->replicas);
         loop_defer_cancel(&p->flush);
         map_done(&p->known);
+        map_done(&p->named);
         free(p->demands);
         free(p->pointers);
         free(p->drained);

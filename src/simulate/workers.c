@@ -239,8 +239,8 @@ static void on_hello(void *user, struct link *link)
     hello.n_sandboxes = count;
     w->link = link;
     w->sequence = 1;
-    hello.protocol_min = PROTOCOL_VERSION_MIN;
-    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.protocol_min = protocol_version_min();
+    hello.protocol_max = protocol_version_max();
     on_name(w, &hello);
     hello.cpu_milli = CAPACITY_CPU_MILLI;
     hello.memory_bytes = CAPACITY_MEMORY_BYTES;

@@ -190,6 +190,11 @@ enum err dialler_new(struct loop *loop, const char *address, struct tls *tls,
     return ERR_OK;
 }
 
+void dialler_settled(struct dialler *d)
+{
+    d->delay_ms = 0;
+}
+
 void dialler_hurry(struct dialler *d)
 {
     if (d->link != NULL || d->freed)

@@ -283,10 +283,12 @@ enum err link_accept(struct loop *loop, int fd, const struct link_callbacks *cal
 
 static void pack(struct buf *out, const ProtobufCMessage *message, size_t bytes)
 {
+    size_t begin = out->bytes;
     uint8_t *frame = (uint8_t *)buf_reserve(out, FRAME_HEAD_BYTES + bytes);
-    frame_head_encode((uint32_t)bytes, frame);
     (void)protobuf_c_message_pack(message, frame + FRAME_HEAD_BYTES);
     out->bytes += FRAME_HEAD_BYTES + bytes;
+    bytes += protocol_add_unknown(out);
+    frame_head_encode((uint32_t)bytes, (uint8_t *)out->data + begin);
 }
 
 enum err link_secure(struct link *l, struct tls *tls, bool is_server,

@@ -11,11 +11,10 @@
 #pragma once
 #include "base/base.h"
 #include "loop/loop.h"
+#include "wire/protocol.h"
 #include "wire/tls.h"
 #include <protobuf-c/protobuf-c.h>
 
-#define PROTOCOL_VERSION_MIN 1u
-#define PROTOCOL_VERSION_MAX 1u
 #define LINK_UNHEARD_MS 2000u /* what was sent must be acknowledged by the other side's kernel */
 #define LINK_PENDING_BYTES_MAX (256u * 1024u * 1024u)
 
@@ -58,9 +57,9 @@ void link_peer_address(const struct link *link, char *ret_text,
                        size_t bytes); /* 64 bytes are enough */
 
 /* Keeps one connection to `address`: dials, tells on_up with a fresh link, and after on_closed
- * dials again, at once when the link has lived for DIALLER_STEADY_MS or is the first that is lost,
- * else with exponential delay 10 ms … 1 s with jitter. `tls`: NULL, or how it speaks: then on_up
- * comes after the handshake, and a handshake that fails is a failed attempt. */
+ * dials again, at once when the link has lived for DIALLER_STEADY_MS, was settled, or is the first
+ * that is lost, else with exponential delay 10 ms … 1 s with jitter. `tls`: NULL, or how it speaks:
+ * then on_up comes after the handshake, and a handshake that fails is a failed attempt. */
 #define DIALLER_STEADY_MS 1000u
 struct dialler;
 struct dialler_callbacks {
@@ -75,6 +74,9 @@ must_check enum err dialler_new(struct loop *loop, const char *address, struct t
 /* The other side is known to be there, it has just spoken by another way: one that waits for its
  * next attempt, or for an answer that may have been lost, tries at once. */
 void dialler_hurry(struct dialler *d);
+/* The other side has taken us in: when this link is lost it is dialled at once, however short it
+ * has lived. */
+void dialler_settled(struct dialler *d);
 void dialler_free(struct dialler *d); /* closes its link without telling */
 
 /* Frame decoder, pure: for the link and for fuzzing. Looks at `data`; on ERR_OK *ret_payload and

@@ -41,8 +41,8 @@ static void send_name(struct replica *p)
     Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
     Dirigent__Hello hello = DIRIGENT__HELLO__INIT;
     p->state = REPLICA_NAMED;
-    hello.protocol_min = PROTOCOL_VERSION_MIN;
-    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.protocol_min = protocol_version_min();
+    hello.protocol_max = protocol_version_max();
     p->all->callbacks.on_name(p->all->user, &hello);
     hello.standing = true;
     m.hello = &hello;
@@ -135,6 +135,7 @@ static bool ask_certificate(void *user, const char *csr)
 static void take(struct replica *p, const Dirigent__FromControlPlane *m)
 {
     if (m->standby != NULL) {
+        dialler_settled(p->dialler);
         take_standby(p, m->standby);
         return;
     }
@@ -143,6 +144,8 @@ static void take(struct replica *p, const Dirigent__FromControlPlane *m)
         return;
     }
     p->all->epoch = m->epoch;
+    if (m->welcome != NULL && m->welcome->refused[0] == '\0')
+        dialler_settled(p->dialler);
     take_certificates(p->all, m);
     if (m->hello_wanted)
         take_hello_wanted(p);

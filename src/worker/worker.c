@@ -1,5 +1,8 @@
 /* worker.c - start and end of the daemon, its connection to the control plane, and what joins its
- * parts. */
+ * parts.
+ *
+ * SIGTERM and SIGINT stop all sandboxes and leave nothing. SIGUSR1 is for a restart: while there
+ * are sandboxes they and their launcher go on, and the next life takes them back. */
 #include "worker/worker.h"
 #include "base/limits.h"
 #include "base/log.h"
@@ -200,8 +203,8 @@ static void on_hello(void *user, struct link *link)
     w->welcome = false;
     w->sequence = 0;
     out_clear(w);
-    hello.protocol_min = PROTOCOL_VERSION_MIN;
-    hello.protocol_max = PROTOCOL_VERSION_MAX;
+    hello.protocol_min = protocol_version_min();
+    hello.protocol_max = protocol_version_max();
     on_name(w, &hello);
     hello.cpu_milli = cpu_capacity(w);
     hello.memory_bytes = memory_capacity(w);
@@ -400,9 +403,16 @@ static void on_stop_timer(struct loop_timer *timer)
 static void on_signal(struct loop_signals *s, int signo)
 {
     struct worker *w = container_of(s, struct worker, signals);
+    struct node_counts there = node_count(w->node);
+    uint32_t sandboxes = there.starting + there.ready; /* of those that stop nothing is lost */
     if (w->stopping)
         return;
     w->stopping = true;
+    if (signo == SIGUSR1 && sandboxes > 0) {
+        log_info("worker.leaves", LOG_U64("sandboxes", sandboxes));
+        loop_stop(w->loop);
+        return;
+    }
     log_info("worker.stopping", LOG_I64("signal", signo));
     if (w->welcome) {
         Dirigent__ToControlPlane m = DIRIGENT__TO_CONTROL_PLANE__INIT;
@@ -614,7 +624,7 @@ static enum err parts_make(struct worker *w, int launcher_fd, struct error *e)
     static const struct code_store_callbacks code_callbacks = {
         .on_want = on_want, .on_ready = on_code_ready, .is_used = code_is_used};
     static const struct http_server_callbacks http_callbacks = {.on_request = on_request};
-    static const int signals[] = {SIGTERM, SIGINT};
+    static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
     char *code cleanup(free_pointer) = mem_printf("%s/code", w->data_dir);
     char *logs cleanup(free_pointer) = mem_printf("%s/logs", w->data_dir);
     struct error http_error = {0};

@@ -192,6 +192,13 @@ class FakeControlPlane:
     def send_snapshot(self):
         self.send([(10, True), *[(11, r) for r in self.routes.values()], *[(13, e) for e in self.endpoints.values()]])
 
+    def send_snapshot_in_parts(self, pause):
+        """One function after the other, as of a great many; `pause()` is called between two parts."""
+        for i, (number, route) in enumerate(self.routes.items()):
+            pause() if i > 0 else None
+            own = [(13, e) for e in self.endpoints.values() if e[1][1] == number]
+            self.send([(10, i == 0), (11, route), *own, (24, i < len(self.routes) - 1)])
+
     def wait(self, condition, what="", timeout=10):
         with self.changed:
             if not self.changed.wait_for(condition, timeout):

@@ -18,13 +18,14 @@ class Program:
     def __init__(self, cluster, name, command):
         self.cluster, self.name, self.command = cluster, name, [str(c) for c in command]
         self.log_path = cluster.directory / f"{name}.log"
+        self.environment = {}  # of this one, beside the cluster's
         self.process = None
 
     def start(self):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("DIRIGENT_")}
         with open(self.log_path, "a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                            env={**clean, **self.cluster.environment})
+                                            env={**clean, **self.cluster.environment, **self.environment})
         return self
 
     def log(self):

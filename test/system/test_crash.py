@@ -1,5 +1,5 @@
 """kill -9 of each program at each step of a cold start: the program that is there stands still until another, or itself, has
-been killed (src/base/crash_point.h). Only with programs that were built with -Dcrash_points=true."""
+been killed (src/base/crash_point.h). Only with programs that were built with -Dtest_hooks=true."""
 import concurrent.futures
 import http.client
 import os
@@ -26,7 +26,7 @@ PROGRAMS = ["data-plane", "control-plane", "worker"]
 there_are_points = (BUILD / "dirigent").exists() and b"CRASH_POINTS" in (BUILD / "dirigent").read_bytes()
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
               pytest.mark.skipif(not there_is_etcd(), reason="needs etcd"),
-              pytest.mark.skipif(not there_are_points, reason="needs a build with -Dcrash_points=true")]
+              pytest.mark.skipif(not there_are_points, reason="needs a build with -Dtest_hooks=true")]
 
 
 class World(Replicated):

@@ -546,6 +546,7 @@ def test_full_queue_is_503_with_retry_after(world):
 
 
 def test_client_that_leaves_while_it_waits_leaves_the_queue(world):
+    """F40, while queued"""
     w = world()
     clients = [w.client() for _ in range(3)]
     for i, c in enumerate(clients):
@@ -559,6 +560,7 @@ def test_client_that_leaves_while_it_waits_leaves_the_queue(world):
 
 
 def test_client_that_leaves_with_a_large_body_half_sent_leaves_the_queue(world):
+    """F40, within the request"""
     w = world()
     with w.client() as c:
         c.send(b"POST / HTTP/1.1\r\nHost: hello\r\nContent-Length: 100000000\r\n\r\n")
@@ -735,6 +737,7 @@ def test_kept_connection_that_was_just_closed_is_no_failure(world, method):
                                     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n"])
 @pytest.mark.parametrize("reset", [False, True])
 def test_cut_answer_never_looks_complete(world, answer, reset):
+    """F41"""
     w = world()
 
     def handler(c):
@@ -840,6 +843,7 @@ def test_sandbox_that_cannot_be_connected_alone_lets_requests_wait_for_another(w
 
 
 def test_client_that_leaves_within_an_answer_frees_the_slot(world):
+    """F40, within the answer"""
     w = world()
     left = threading.Event()
 
@@ -1033,6 +1037,7 @@ def test_removed_sandbox_that_has_answered_is_heard_to_the_end(world):
 
 
 def test_deleted_function_answers_who_waits_and_lets_others_end(world):
+    """F48"""
     w = world()
     box = w.sandbox(delay=0.5)
     with w.client() as served, w.client() as waits:
@@ -1094,6 +1099,30 @@ def test_warm_requests_go_on_without_control_plane(world):
         again.endpoint(300, 8, box.address)
         assert c.answer().status == 200
     w.cp = again
+
+
+def test_a_snapshot_in_parts_takes_nothing_away_before_its_end(world):
+    w = world()
+    w.sandbox()
+    for number in (8, 9):
+        w.cp.function(number, f"other-{number}")
+    box = Sandbox(300)
+    w.sandboxes.append(box)
+    w.cp.endpoint(300, 9, box.address)
+    assert w.call(host="other-9").status == 200
+    w.cp.routes.pop(8)
+    with w.client() as c:
+        c.send(b"GET / HTTP/1.1\r\nHost: other-8\r\n\r\n")  # waits, for a function that is gone
+        w.cp.wait(lambda: w.cp.demands.get(8, {}).get("waiting") == 1, "its demand")
+
+        def pause():
+            for _ in range(20):
+                assert w.call(host="other-9").status == 200, "it comes with the next part"
+                time.sleep(0.01)
+        with w.cp.changed:
+            w.cp.send_snapshot_in_parts(pause)
+        assert c.answer().status == 404
+    assert w.call(host="other-9").status == 200 and w.call().status == 200
 
 
 def test_snapshot_replaces_what_was_known(world):
@@ -1194,6 +1223,7 @@ def test_stop_has_a_deadline(world):
 
 
 def test_refusals_at_start(world, build, tmp_path):
+    """F57, among others"""
     w = world()
     directories = ["--data-dir", tmp_path / "d", "--run-dir", tmp_path / "r"]
     os.chmod(tmp_path, 0o755)

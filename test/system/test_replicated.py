@@ -107,6 +107,7 @@ def test_no_registration_is_lost_over_many_leaders(make):
 
 
 def test_a_leader_that_stands_still_is_replaced_and_refused_when_it_goes_on(make):
+    """F06"""
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
     old = cluster.leader()
@@ -178,7 +179,7 @@ def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
         begin = time.monotonic()
         answer = cluster.api("PUT", "/v1/functions/refused", {"command": ["/bin/true"]})
         assert answer.status >= 500 and "etcd" in answer.text, answer
-        assert time.monotonic() - begin < 25
+        assert time.monotonic() - begin < 10
         time.sleep(1)
     assert calls.bad == []
     cluster.etcds[1].start()
@@ -235,6 +236,7 @@ def test_settings_that_make_no_sense_are_refused():
 
 @pytest.mark.slow
 def test_two_with_one_identity_and_strangers_are_refused(make):
+    """F56"""
     cluster = make()
     own = cluster.cluster_addresses[0]
     ports = free_ports(2)

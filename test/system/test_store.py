@@ -37,6 +37,7 @@ def fill(cluster):
 
 
 def test_a_live_backup_brings_back_what_was_lost(new_cluster):
+    """F55"""
     cluster = new_cluster()
     fill(cluster)
     before, epoch_before, calls = listing(cluster.api), epoch(cluster.api), cluster.call("hello")

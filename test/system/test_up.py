@@ -69,6 +69,7 @@ def test_two_roles_cannot_share_an_address(new_cluster):
 
 
 def test_up_twice_on_one_directory_names_directory_and_process(new_cluster):
+    """F56, on one file"""
     first = new_cluster()
     second = new_cluster("--data-dir", first.data_dir, start=False)
     done = run_up(second)
@@ -273,6 +274,7 @@ def test_up_can_be_started_again_at_once_after_a_kill(new_cluster):
 
 
 def test_everything_killed_at_once_leaves_nothing_after_the_next_start(new_cluster):
+    """F30, but for the reboot"""
     cluster = new_cluster()
     cluster.deploy("hello", {"app.py": APP}, "--min", "2")
     cluster.wait_sandboxes(2, "hello")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from cluster import BUILD, Place, free_ports, wait_until
+from cluster import BUILD, Place, command_line, free_ports, wait_until
 from test_kill import Load
 from test_user_path import APP
 
@@ -34,10 +34,13 @@ class SecondWorker:
     def view(self):
         return next((w for w in self.cluster.items("/v1/workers") if w["name"] == self.name), None)
 
+    def end(self, number):
+        self.process.send_signal(number)
+        assert self.process.wait(60) == 0
+
     def stop(self):
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            assert self.process.wait(60) == 0
+            self.end(signal.SIGTERM)
         self.place.leave()
 
 
@@ -110,6 +113,28 @@ def test_use_is_remembered_and_a_stopped_worker_is_forgotten(two):
     cluster.ok("worker", "remove", "second")
     assert second.view() is None
     assert "there is no worker 'second'" in cluster.cli("worker", "cordon", "second").err
+
+
+def test_a_worker_that_is_restarted_leaves_its_sandboxes_and_an_empty_one_leaves_nothing(two):
+    """SIGUSR1, as the systemd unit sends it (deploy/systemd)."""
+    cluster, first, second = two
+    cluster.ok("worker", "cordon", first)
+    cluster.deploy("hello", {"app.py": APP}, "--min", "2", "--max", "2", "--concurrency", "10")
+    cluster.wait_sandboxes(2, "hello")
+    before = {s["id"] for s in cluster.sandboxes("hello", "ready")}
+    with Load(cluster, "hello") as load:
+        second.end(signal.SIGUSR1)
+        load.wait_good(50)
+        second.start()
+        load.wait_good(50)
+    assert load.bad == []
+    assert {s["id"] for s in cluster.sandboxes("hello", "ready")} == before
+    cluster.ok("delete", "hello")
+    wait_until(lambda: not cluster.sandboxes("hello"), 20, "its sandboxes to end")
+    second.end(signal.SIGUSR1)
+    left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if any(str(second.directory) in word for word in command_line(pid))]
+    assert left == []
 
 
 def test_what_makes_no_sense_is_refused(cluster):
