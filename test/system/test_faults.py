@@ -148,9 +148,6 @@ def test_five_hundred_lives_leave_nothing(new_cluster, examples):
             thread.join()
         wait_until(lambda: not cluster.sandboxes(), 30, "scale to zero")
 
-    def started():
-        text = cluster.api("GET", "/metrics").text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("dirigent_orders_total"))
     for _ in range(2):
         lives()
     time.sleep(2)
@@ -160,5 +157,7 @@ def test_five_hundred_lives_leave_nothing(new_cluster, examples):
     time.sleep(2)
     after = state_of(cluster)
     for what, number in after.items():
-        slack = 6000 if "KiB" in what else 0 if what == "mounts" else 40
+        # The launcher keeps the networks of as many sandboxes as it ever had at once, ending ones among them: two descriptors each, and
+        # on a busy machine more are at once. 400 lives that leak one each are beyond it.
+        slack = 6000 if "KiB" in what else 0 if what == "mounts" else 160 if "launcher" in what else 40
         assert number <= before[what] + slack, (what, before, after)
