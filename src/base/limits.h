@@ -40,8 +40,8 @@
 /* cluster protocol */
 #define FRAME_BYTES_MAX (16u * 1024u * 1024u)
 #define BLOB_CHUNK_BYTES (256u * 1024u)
-#define HEARTBEAT_PERIOD_MS 333u /* of workers and data planes */
-#define PEER_DEAD_AFTER_MS_DEFAULT 1000u
+#define HEARTBEAT_PERIOD_MS 250u /* of workers and data planes */
+#define PEER_DEAD_AFTER_MS_DEFAULT 800u
 static_assert(PEER_DEAD_AFTER_MS_DEFAULT >= 3 * HEARTBEAT_PERIOD_MS, "one lost beat kills nobody");
 #define DEMAND_REPORT_PERIOD_MS 500u /* of a data plane, where nothing is urgent */
 static_assert(BLOB_CHUNK_BYTES * 4 < FRAME_BYTES_MAX, "a chunk fits a frame with room");

@@ -9,56 +9,12 @@ import time
 
 import pytest
 
+from callers import KeptCalls
 from cluster import SANITIZED, is_alive, wait_until
 from test_user_path import APP
 
 SLOW = "import time\ntime.sleep(1.5)\n" + APP
 PROGRAMS = ["control-plane", "data-plane", "worker", "launcher"]
-
-
-class Load:
-    """Calls without a pause, each on a kept connection, from a few threads; counts what came of them."""
-
-    def __init__(self, cluster, name, threads=3):
-        self.cluster, self.name = cluster, name
-        self.good, self.bad, self.stopping = 0, [], False
-        self.lock = threading.Lock()
-        self.threads = [threading.Thread(target=self.run) for _ in range(threads)]
-
-    def run(self):
-        connection = None
-        while not self.stopping:
-            try:
-                if connection is None:
-                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.invoke_port, timeout=60)
-                connection.request("GET", "/", headers={"Host": self.name})
-                answer = connection.getresponse()
-                text = answer.read()
-                outcome = None if answer.status == 200 else f"{answer.status} {text[:200]}"
-            except (OSError, http.client.HTTPException) as error:
-                connection, outcome = None, f"{type(error).__name__} {error}"
-                time.sleep(0.02)
-            with self.lock:
-                if outcome is None:
-                    self.good += 1
-                else:
-                    self.bad.append(outcome)
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        self.wait_good(20)
-        return self
-
-    def __exit__(self, *exception):
-        self.stopping = True
-        for thread in self.threads:
-            thread.join()
-
-    def wait_good(self, count, seconds=40):
-        """Until so many more calls were answered well."""
-        end = self.good + count
-        wait_until(lambda: self.good >= end, seconds, f"{count} good answers ({self.bad[-3:]})")
 
 
 @pytest.fixture
@@ -72,7 +28,8 @@ def busy(new_cluster):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_under_warm_load(busy, program):
-    with Load(busy, "hello") as load:
+    with KeptCalls(busy.invoke_port, "hello", 3) as load:
+        load.wait_good(20)
         old = busy.kill_program(program)
         busy.wait_restarted(program, old)
         load.wait_good(200)

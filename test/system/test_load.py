@@ -14,10 +14,10 @@ import time
 
 import pytest
 
+from callers import KeptCalls
 from cluster import http_call, wait_until
 from herd import one
 from replicated import Replicated, there_is_etcd
-from test_kill import Load
 from test_storms import deploy_c
 from test_user_path import APP
 
@@ -326,7 +326,8 @@ def test_new_versions_are_deployed_under_load(new_cluster, examples):
     cluster = new_cluster()
     cluster.deploy("app", {"app.py": APP}, "-e", "GREETING=v0", "--min", "2", "--concurrency", "4")
     seen = set()
-    with Load(cluster, "app") as load:
+    with KeptCalls(cluster.invoke_port, "app", 3) as load:
+        load.wait_good(20)
         for i in range(1, 9):
             cluster.ok("deploy", "app", "-e", f"GREETING=v{i}")
             seen.add(cluster.call("app").text.split()[0])

@@ -1,18 +1,17 @@
 """Three control planes over three members of etcd: who leads when one dies, stands still or is wrong, and what of that
 users see."""
 import concurrent.futures
-import http.client
 import os
 import pathlib
 import re
 import shutil
 import signal
 import tempfile
-import threading
 import time
 
 import pytest
 
+from callers import KeptCalls
 from cluster import BUILD, free_ports, http_call, run_cli, wait_until
 from replicated import Program, Replicated, started, there_is_etcd
 from test_user_path import APP
@@ -27,41 +26,6 @@ def make():
         yield make_one
 
 
-class Calls:
-    """Calls without a pause on kept connections."""
-
-    def __init__(self, cluster, name, threads=2):
-        self.cluster, self.name, self.good, self.bad, self.stopping = cluster, name, 0, [], False
-        self.threads = [threading.Thread(target=self.run) for _ in range(threads)]
-
-    def run(self):
-        connection = None
-        while not self.stopping:
-            try:
-                if connection is None:
-                    connection = http.client.HTTPConnection("127.0.0.1", self.cluster.invoke_ports[0], timeout=60)
-                connection.request("GET", "/", headers={"Host": self.name})
-                answer = connection.getresponse()
-                text = answer.read()
-                if answer.status == 200:
-                    self.good += 1
-                else:
-                    self.bad.append(f"{answer.status} {text[:200]}")
-            except (OSError, http.client.HTTPException) as error:
-                connection = None
-                self.bad.append(repr(error))
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self.stopping = True
-        for thread in self.threads:
-            thread.join()
-
-
 def epochs_of(cluster):
     """What each control plane said it led under, in the order of its log."""
     return [[int(e) for e in re.findall(r"control_plane\.leads epoch=(\d+)", p.log())] for p in cluster.control_planes]
@@ -73,7 +37,7 @@ def test_the_leader_dies_under_load_and_nobody_notices(make):
     wait_until(lambda: len(cluster.sandboxes("hello", "ready")) == 2, 20, "two sandboxes")
     known = {s["id"] for s in cluster.sandboxes("hello")}
     old = cluster.leader()
-    with Calls(cluster, "hello") as calls:
+    with KeptCalls(cluster.invoke_ports[0], "hello") as calls:
         time.sleep(0.3)
         cluster.control_planes[old].kill()
         new = cluster.wait_leader(other_than=old, seconds=5)
@@ -112,7 +76,7 @@ def test_a_leader_that_stands_still_is_replaced_and_refused_when_it_goes_on(make
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
     old = cluster.leader()
     paused = cluster.control_planes[old]
-    with Calls(cluster, "hello") as calls:
+    with KeptCalls(cluster.invoke_ports[0], "hello") as calls:
         paused.signal(signal.SIGSTOP)
         try:
             others = [i for i in range(3) if i != old]
@@ -171,7 +135,7 @@ def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
     cluster.deploy("cold", {"app.py": APP}, "--no-wait")
-    with Calls(cluster, "hello") as calls:
+    with KeptCalls(cluster.invoke_ports[0], "hello") as calls:
         cluster.etcds[1].kill()
         cluster.etcds[2].kill()
         assert cluster.call("cold").status == 200, "the leader starts what is wanted without the store"
@@ -194,7 +158,7 @@ def test_with_all_control_planes_gone_warm_calls_go_on_and_cold_ones_wait(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
     cluster.deploy("cold", {"app.py": APP}, "--timeout", "30s", "--no-wait")
-    with Calls(cluster, "hello") as calls, concurrent.futures.ThreadPoolExecutor() as pool:
+    with KeptCalls(cluster.invoke_ports[0], "hello") as calls, concurrent.futures.ThreadPoolExecutor() as pool:
         for program in [*cluster.control_planes, *cluster.etcds]:
             program.process.kill()
         for program in [*cluster.control_planes, *cluster.etcds]:

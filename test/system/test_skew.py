@@ -4,11 +4,11 @@ import http.client
 import itertools
 import os
 import signal
-import threading
 import time
 
 import pytest
 
+from callers import Callers
 from cluster import BUILD, http_call, wait_until
 from replicated import Replicated, started, there_is_etcd
 from test_user_path import APP
@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 OURS, NEXT, LATER = {}, {"PROTOCOL_VERSIONS": "1-2"}, {"PROTOCOL_VERSIONS": "2-3"}
 
 
-class Balanced:
+class Balanced(Callers):
     """Calls without a pause, by somebody who asks the next data plane where one does not take the request."""
 
-    def __init__(self, cluster, name, threads=2):
-        self.cluster, self.name, self.good, self.bad, self.stopping = cluster, name, 0, [], False
-        self.threads = [threading.Thread(target=self.run, args=(i,)) for i in range(threads)]
+    def __init__(self, cluster, name):
+        super().__init__(2)
+        self.ports, self.name = cluster.invoke_ports, name
 
-    def ask(self, port):
+    def ask_one(self, port):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
             connection.request("GET", "/", headers={"Host": self.name})
@@ -36,31 +36,15 @@ class Balanced:
         finally:
             connection.close()
 
-    def run(self, which):
-        while not self.stopping:
-            for attempt in range(len(self.cluster.invoke_ports)):
-                try:
-                    status, text = self.ask(self.cluster.invoke_ports[(which + attempt) % len(self.cluster.invoke_ports)])
-                    if b"not_ready" not in text:  # a balancer would have seen it in /readyz
-                        break
-                except (OSError, http.client.HTTPException) as error:
-                    status, text = 0, repr(error)
-            if status == 200:
-                self.good += 1
-            else:
-                self.bad.append(f"{status} {text[:200]}")
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self.stopping = True
-        for thread in self.threads:
-            thread.join()
-
-
+    def ask(self, which):
+        for attempt in range(len(self.ports)):
+            try:
+                status, text = self.ask_one(self.ports[(which + attempt) % len(self.ports)])
+                if b"not_ready" not in text:  # a balancer would have seen it in /readyz
+                    break
+            except (OSError, http.client.HTTPException) as error:
+                status, text = 0, repr(error)
+        return status, text
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
+from callers import KeptCalls
 from cluster import BUILD, http_call, wait_until
 from herd import herd
 from replicated import Replicated, there_is_etcd
-from test_replicated import Calls
 from test_user_path import APP
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -139,7 +139,7 @@ def test_leaders_die_every_300_ms(examples):
         cluster.start()
         cluster.deploy("warm", {"app.py": APP})
         kills = 0
-        with Calls(cluster, "warm") as calls:
+        with KeptCalls(cluster.invoke_ports[0], "warm") as calls:
             end = time.monotonic() + 15
             while time.monotonic() < end:
                 leader = cluster.leader()

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
+from callers import KeptCalls
 from cluster import BUILD, Result, free_ports, run_cli, wait_until
 from fake_control_plane import message, parse
 from replicated import Program, Replicated, started, there_is_etcd
-from test_replicated import Calls
 from test_user_path import APP
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -144,7 +144,7 @@ def test_a_cluster_with_tls_from_joining_to_the_death_of_its_leader(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP})
     calls_go_on(cluster)
-    with Calls(cluster, "hello") as calls:
+    with KeptCalls(cluster.invoke_ports[0], "hello") as calls:
         old = cluster.leader()
         cluster.control_planes[old].kill()
         cluster.wait_leader(other_than=old)
@@ -302,7 +302,7 @@ def test_certificates_are_renewed_and_the_authority_is_changed_while_calls_go_on
     cluster.deploy("hello", {"app.py": APP})
     calls_go_on(cluster)
     nodes = [*cluster.data_planes, *cluster.workers]
-    with Calls(cluster, "hello", threads=1) as calls:
+    with KeptCalls(cluster.invoke_ports[0], "hello", threads=1) as calls:
         first = json.loads(cluster.ok("ca", "rotate", "-o", "json").out)
         assert [r["signs"] for r in first["roots"]] == [True, False]
         early = cluster.cli("ca", "rotate")

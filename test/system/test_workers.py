@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
+from callers import KeptCalls
 from cluster import BUILD, Place, command_line, free_ports, wait_until
-from test_kill import Load
 from test_user_path import APP
 
 
@@ -65,7 +65,8 @@ def test_a_drained_worker_loses_no_request(two):
     cluster.wait_sandboxes(2, "hello")
     assert workers_of(cluster, "hello") == [first, first]
     cluster.ok("worker", "uncordon", "second")
-    with Load(cluster, "hello") as load:
+    with KeptCalls(cluster.invoke_port, "hello", 3) as load:
+        load.wait_good(20)
         done = cluster.ok("worker", "drain", first)
         assert f"{first} is empty" in done.out
         load.wait_good(50)
@@ -79,7 +80,8 @@ def test_one_sandbox_at_most_is_moved_too(two):
     cluster.ok("worker", "cordon", "second")
     cluster.deploy("one", {"app.py": APP}, "--min", "1", "--max", "1", "--concurrency", "10")
     cluster.ok("worker", "uncordon", "second")
-    with Load(cluster, "one") as load:
+    with KeptCalls(cluster.invoke_port, "one", 3) as load:
+        load.wait_good(20)
         cluster.ok("worker", "drain", first)
         load.wait_good(20)
     assert load.bad == []
@@ -122,7 +124,8 @@ def test_a_worker_that_is_restarted_leaves_its_sandboxes_and_an_empty_one_leaves
     cluster.deploy("hello", {"app.py": APP}, "--min", "2", "--max", "2", "--concurrency", "10")
     cluster.wait_sandboxes(2, "hello")
     before = {s["id"] for s in cluster.sandboxes("hello", "ready")}
-    with Load(cluster, "hello") as load:
+    with KeptCalls(cluster.invoke_port, "hello", 3) as load:
+        load.wait_good(20)
         second.end(signal.SIGUSR1)
         load.wait_good(50)
         second.start()
