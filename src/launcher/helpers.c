@@ -389,6 +389,15 @@ void helpers_build(struct launcher *l, struct slot *s)
 
 /* ---- templates ---- */
 
+/* Its host name (launcher.h). */
+static const char *last_string(const struct template *t)
+{
+    const char *at = t->strings;
+    for (uint32_t i = 0; i < t->spec.argc + t->spec.envc; i++)
+        at += strlen(at) + 1;
+    return at;
+}
+
 static _Noreturn void template_run(const struct launcher *l, const struct template *t, int code_fd,
                                    int fd)
 {
@@ -396,8 +405,10 @@ static _Noreturn void template_run(const struct launcher *l, const struct templa
     struct template_answer answer = {.ok = 1};
     struct error e = {0};
     int fds[2] = {-1, -1}; /* mount namespace, user namespace */
-    struct root_plan plan = {
-        .code_fd = code_fd, .userns_base = t->userns_base, .mount_point = l->config.run_dir};
+    struct root_plan plan = {.code_fd = code_fd,
+                             .userns_base = t->userns_base,
+                             .host_name = last_string(t),
+                             .mount_point = l->config.run_dir};
     enum err err = root_userns_make(t->userns_base, &fds[1], &e);
     CRASH_POINT("launcher.root"); /* later the directory is out of sight */
     if (err == ERR_OK)

@@ -96,6 +96,7 @@ static void state_tell(struct launcher *l)
     }
     event = (struct launcher_event){.kind = LAUNCHER_ATTACHED};
     launcher_event_send(l, &event);
+    pool_tell(l);
 }
 
 /* ---- from the worker ---- */
@@ -346,6 +347,11 @@ static void on_signal(struct loop_signals *s, int signo)
     shutdown_begin(container_of(s, struct launcher, signals));
 }
 
+static void on_pool_timer(struct loop_timer *timer)
+{
+    pool_tell(container_of(timer, struct launcher, pool_timer));
+}
+
 static void on_refill_timer(struct loop_timer *timer)
 {
     slots_refill(container_of(timer, struct launcher, refill_timer));
@@ -540,6 +546,7 @@ int main(int argc, char **argv)
         loop_timer_init(&l.orphan_timer, on_orphan);
         loop_timer_init(&l.quarantine_timer, on_quarantine_timer);
         loop_timer_init(&l.refill_timer, on_refill_timer);
+        loop_timer_init(&l.pool_timer, on_pool_timer);
         err = start(&l, &lock_fd, &e);
     }
     const char *outcome = err == ERR_OK ? "ok" : e.text;

@@ -67,7 +67,7 @@ enum launcher_event_kind {
     LAUNCHER_START_FAILED, /* before the program ran: text; exec failure has exec_errno */
     LAUNCHER_STATUS,       /* on attach: state of a live sandbox, fields as above */
     LAUNCHER_ATTACHED,
-    LAUNCHER_POOL, /* blanks ready, slots free; when it changes much */
+    LAUNCHER_POOL, /* blanks ready, slots free: on attach, and within POOL_TELL_MS of a change */
 };
 struct launcher_event {
     uint32_t kind;

@@ -23,6 +23,7 @@
 #define TWO_SLICES_MILLI 100u
 #define QUICK_START_US 5000u
 #define REST_MS 50u
+#define POOL_TELL_MS 500u
 #define REFILL_DELAY_US                                                       \
     1500u /* a start that has just been ordered has the processors for itself \
            */
@@ -50,12 +51,27 @@ static uint32_t list_length(const struct list *head)
     return count;
 }
 
+void pool_tell(struct launcher *l)
+{
+    struct launcher_event event = {.kind = LAUNCHER_POOL,
+                                   .blanks_ready = parked_count(l),
+                                   .slots_free = l->config.slots_max - l->running};
+    launcher_event_send(l, &event);
+}
+
+static void pool_changed(struct launcher *l)
+{
+    if (!loop_timer_is_running(&l->pool_timer))
+        loop_timer_start(l->loop, &l->pool_timer, loop_now_ns(l->loop) + POOL_TELL_MS * NS_PER_MS);
+}
+
 /* Makes what is missing: a blank for each waiting start and blanks_min on top, slots for them in
  * time. */
 void slots_refill(struct launcher *l)
 {
     if (l->shutting_down)
         return;
+    pool_changed(l);
     uint32_t wanted = l->config.blanks_min + list_length(&l->starts),
              have = parked_count(l) + l->births;
     while (have < wanted && l->births < BIRTHS_AT_ONCE && !list_is_empty(&l->free_slots)) {
@@ -239,6 +255,7 @@ static void on_parked(struct slot *s)
     s->state = SLOT_PARKED;
     if (list_is_empty(&l->starts)) {
         list_push_back(&l->parked, &s->node);
+        pool_changed(l);
         if (parked_count(l) < l->config.blanks_min)
             slots_refill(l);
         return;

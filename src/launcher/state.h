@@ -95,7 +95,7 @@ struct launcher {
     struct loop_poll listen_poll, worker_poll; /* launcher.sock; the attached worker */
     int worker_fd;
     struct buf outgoing;
-    struct loop_timer orphan_timer, quarantine_timer, refill_timer;
+    struct loop_timer orphan_timer, quarantine_timer, refill_timer, pool_timer;
     struct loop_signals signals;
     bool forward_was_off, shutting_down, builder_failed;
 };
@@ -116,6 +116,7 @@ void slot_built(struct slot *s, int netns_fd, uint64_t netns_cookie);
 void slot_anchored(struct slot *s, bool ok);
 void slot_born(struct slot *s, pid_t pid);
 void slots_refill(struct launcher *l);
+void pool_tell(struct launcher *l); /* to the worker, how many blanks and slots there are */
 void sandbox_start(struct launcher *l, uint64_t sandbox_id, struct template *t, int output_fd);
 void sandbox_signal(struct slot *s, int signo);
 void sandbox_kill(struct slot *s);

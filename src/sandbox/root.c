@@ -106,6 +106,7 @@ enum err root_userns_make(uint32_t base, int *ret_userns_fd, struct error *e)
 
 struct building {
     int root_fd;
+    const char *host_name;
 };
 
 /* Opens a path of the host as its nobody: where a link in /etc leads is the host's business, but
@@ -204,12 +205,16 @@ static enum err write_etc(const struct building *b, const char *name, const char
  */
 static enum err make_etc(const struct building *b, struct error *e)
 {
-    static const struct {
+    char hosts[128];
+    (void)snprintf(hosts, sizeof(hosts), "127.0.0.1 localhost\n%s%s%s",
+                   b->host_name != NULL ? "127.0.1.1 " : "",
+                   b->host_name != NULL ? b->host_name : "", b->host_name != NULL ? "\n" : "");
+    const struct {
         const char *name, *text;
     } ours[] = {{"passwd",
                  "root:x:0:0:root:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"},
                 {"group", "root:x:0:\nnogroup:x:65534:\n"},
-                {"hosts", "127.0.0.1 localhost\n"}};
+                {"hosts", hosts}};
     static const char *const copied[] = {
         "nsswitch.conf", "ld.so.cache", "localtime", "mime.types",      "services",
         "protocols",     "gai.conf",    "host.conf", "ssl/openssl.cnf", "os-release"};
@@ -296,7 +301,7 @@ static enum err root_fill(const struct building *b, struct error *e)
 
 enum err root_make(const struct root_plan *plan, int userns_fd, int *ret_mntns_fd, struct error *e)
 {
-    struct building b = {.root_fd = -1};
+    struct building b = {.root_fd = -1, .host_name = plan->host_name};
     umask(0);
     if (setgroups(0, NULL) < 0) /* see host_open() */
         return error_errno(e, "give up supplementary groups");

@@ -17,6 +17,7 @@
 struct root_plan {
     int code_fd;             /* directory for /srv, or -1 */
     uint32_t userns_base;    /* first host id of the version's range */
+    const char *host_name;   /* for /etc/hosts (else programs ask the DNS for it), or NULL */
     const char *mount_point; /* an existing directory; hidden in the helper's namespace only */
 };
 /* `userns_fd`: the version's user namespace, from root_userns_make(). *ret_mntns_fd is the

@@ -266,7 +266,7 @@ static void made_up_host(struct scene *s)
 {
     unsigned count;
     int userns;
-    struct root_plan plan = {.userns_base = BASE, .mount_point = "/mnt/root"};
+    struct root_plan plan = {.userns_base = BASE, .host_name = "hello", .mount_point = "/mnt/root"};
     int mntns = -1;
     WANT(s, stage_make(&plan.code_fd) && host_make());
     WANT(s, root_userns_make(BASE, &userns, &s->e) == ERR_OK);
@@ -275,6 +275,7 @@ static void made_up_host(struct scene *s)
     WANT(s, count == 7);
     WANT(s, holds("/etc/protocols", "everybody's"));
     WANT(s, holds("/etc/resolv.conf", "nameserver 192.0.2.1\n"));
+    WANT(s, holds("/etc/hosts", "127.0.0.1 localhost\n127.0.1.1 hello\n"));
     WANT(s, holds("/etc/passwd",
                   "root:x:0:0:root:/tmp:/bin/sh\n"
                   "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n")); /* of our own */

@@ -599,7 +599,9 @@ void node_launcher_event(struct node *n, const struct launcher_event *e)
         break;
     case LAUNCHER_CONFIG_OK:
     case LAUNCHER_ATTACHED:
+        break;
     case LAUNCHER_POOL:
+        n->counts.blanks_ready = e->blanks_ready;
         break;
     }
 }

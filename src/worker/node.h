@@ -41,6 +41,7 @@ void node_each(const struct node *n,
                void (*each)(void *user, const Dirigent__SandboxStatus *status), void *user);
 struct node_counts {
     uint32_t versions, starting, ready, stopping;
+    uint32_t blanks_ready; /* parked sandboxes that wait for a function */
     uint64_t started_total, failed_total;
 };
 struct node_counts node_count(const struct node *n);

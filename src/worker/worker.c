@@ -328,6 +328,7 @@ static void on_load_timer(struct loop_timer *timer)
         ((uint64_t)sysconf(_SC_PHYS_PAGES) - (uint64_t)sysconf(_SC_AVPHYS_PAGES)) * page;
     if (statvfs(w->data_dir, &disk) == 0)
         load.disk_free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
+    load.blanks_ready = node_count(w->node).blanks_ready;
     m.worker_load = &load;
     link_send(w->link, &m.base);
 }
@@ -460,6 +461,9 @@ static void on_request(struct http_exchange *x, void *user)
     buf_printf(&body, "# HELP dirigent_worker_versions Versions of functions known here.\n# TYPE "
                       "dirigent_worker_versions gauge\n");
     buf_printf(&body, "dirigent_worker_versions %u\n", c.versions);
+    buf_printf(&body, "# HELP dirigent_worker_blanks Parked sandboxes that wait for a function.\n"
+                      "# TYPE dirigent_worker_blanks gauge\n");
+    buf_printf(&body, "dirigent_worker_blanks %u\n", c.blanks_ready);
     buf_printf(&body, "# HELP dirigent_worker_starts_total Sandboxes given to the launcher.\n# "
                       "TYPE dirigent_worker_starts_total counter\n");
     buf_printf(&body, "dirigent_worker_starts_total %" PRIu64 "\n", c.started_total);

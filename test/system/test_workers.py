@@ -100,6 +100,18 @@ def test_without_room_elsewhere_what_serves_stays(two):
     wait_until(lambda: workers_of(cluster, "hello") == ["second"], 20, "the move")
 
 
+def test_workers_tell_how_many_blanks_they_have(two):
+    cluster, first, _ = two
+    blanks = lambda: {w["name"]: w["blanks_ready"] for w in cluster.items("/v1/workers")}
+    wait_until(lambda: blanks() == {first: 8, "second": 8}, 20, "eight blanks each")
+    cluster.deploy("hello", {"app.py": APP}, "--min", "4", "--concurrency", "1")
+    cluster.wait_sandboxes(4, "hello")
+    old = cluster.kill_program("worker")
+    cluster.wait_restarted("worker", old)
+    wait_until(lambda: blanks() == {first: 8, "second": 8}, 20, "as many again, told to the daemon that came after")
+    assert "8" in cluster.ok("workers").out
+
+
 def test_use_is_remembered_and_a_stopped_worker_is_forgotten(two):
     cluster, first, second = two
     cluster.ok("worker", "cordon", "second")
