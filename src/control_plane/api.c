@@ -53,7 +53,8 @@ static const struct route routes[] = {
 
 /* ---- answers ---- */
 
-void answer_json(struct http_exchange *x, unsigned status, json_t *json)
+static void answer_json_with(struct http_exchange *x, unsigned status, json_t *json,
+                             const char *headers)
 {
     char *text = json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(json);
@@ -62,9 +63,13 @@ void answer_json(struct http_exchange *x, unsigned status, json_t *json)
     buf_append_str(&body, str_of(text));
     buf_append_str(&body, STR("\n"));
     free(text);
-    http_exchange_answer(x, status, "application/json", buf_str(&body),
-                         "Cache-Control: no-store\r\n");
+    http_exchange_answer(x, status, "application/json", buf_str(&body), headers);
     buf_done(&body);
+}
+
+void answer_json(struct http_exchange *x, unsigned status, json_t *json)
+{
+    answer_json_with(x, status, json, "Cache-Control: no-store\r\n");
 }
 
 void answer_text(struct http_exchange *x, unsigned status, const char *text)
@@ -466,17 +471,37 @@ static void answer_no_route(struct api *api, struct http_exchange *x, bool path_
     }
 }
 
+/* Why it may be that nobody leads, as far as one that stands by can tell. */
+static void explain_standing(const struct control_plane *cp, struct buf *text)
+{
+    struct member_view v;
+    size_t cursor = 0, unheard = 0;
+    buf_printf(text, "no control plane leads at the moment");
+    if (cp->leadership == NULL)
+        return;
+    while (leadership_member_next(cp->leadership, &cursor, &v))
+        if (!v.is_self && (!v.up || v.heard_ms_ago > MEMBER_SUSPECT_MS))
+            buf_printf(text, "%s%s", unheard++ == 0 ? ", this one does not hear " : ", ", v.name);
+    if (!leadership_store_reached(cp->leadership))
+        buf_printf(text, "%s does not reach the store (%s)", unheard > 0 ? " and" : ", this one",
+                   cp->settings.store);
+}
+
 /* What can be said by one that does not lead; it carries connections to the one that does, where
  * there is one. */
-static void answer_standing(struct http_exchange *x, struct str path)
+static void answer_standing(const struct control_plane *cp, struct http_exchange *x)
 {
-    if (str_equal(path, STR("/healthz")) || str_equal(path, STR("/health")))
+    struct str path = http_exchange_request(x)->path;
+    if (str_equal(path, STR("/healthz")) || str_equal(path, STR("/health"))) {
         answer_text(x, 200, "ok\n");
-    else
-        http_exchange_answer(x, 503, "application/json",
-                             STR("{\"error\":{\"code\":\"no_leader\",\"message\":"
-                                 "\"no control plane leads at the moment: try again\"}}\n"),
-                             "Retry-After: 1\r\nConnection: close\r\n");
+        return;
+    }
+    cleanup(buf_done) struct buf message = {0};
+    explain_standing(cp, &message);
+    buf_printf(&message, ": try again");
+    buf_append(&message, "", 1);
+    answer_json_with(x, 503, error_json("no_leader", message.data, NULL),
+                     "Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\n");
 }
 
 /* False: it has been answered. */
@@ -486,13 +511,9 @@ static bool may_go_on(struct api *api, struct http_exchange *x)
     unsigned status = 0;
     if (api_keys_check(api->cp->api_keys, x, &status, &e) == ERR_OK)
         return true;
-    json_t *error = json_pack("{s:{s:s, s:s}}", "error", "code",
-                              status == 401 ? "unauthorized" : "permission", "message", e.text);
-    char *text = json_dumps(error, JSON_COMPACT);
-    json_decref(error);
-    http_exchange_answer(x, status, "application/json", str_of(text),
-                         status == 401 ? "WWW-Authenticate: Bearer\r\n" : NULL);
-    free(text);
+    answer_json_with(x, status,
+                     error_json(status == 401 ? "unauthorized" : "permission", e.text, NULL),
+                     status == 401 ? "WWW-Authenticate: Bearer\r\n" : NULL);
     return false;
 }
 
@@ -527,7 +548,7 @@ static void on_request(struct http_exchange *x, void *user)
     api->requests++;
     if (!api->cp->leads) {
         if (!is_refused(api->cp, http_exchange_is_local(x)) || may_go_on(api, x))
-            answer_standing(x, request->path);
+            answer_standing(api->cp, x);
         return;
     }
     if (!reading && is_foreign_page(request)) {

@@ -328,7 +328,6 @@ const char *api_not_ready(const struct control_plane *cp)
 /* ---- status and health ---- */
 
 /* All replicas; with the embedded store there is this one. */
-#define MEMBER_SUSPECT_MS 150u /* as the election has it, who also asks the others */
 
 static json_t *control_planes_json(const struct control_plane *cp)
 {

@@ -25,6 +25,7 @@ void leadership_refused(struct leadership *l, uint64_t epoch);
 uint64_t leadership_epoch(const struct leadership *l); /* the newest seen */
 /* Where the API of the one that leads is reached; "" when nobody is known to lead. */
 const char *leadership_api_address(const struct leadership *l);
+#define MEMBER_SUSPECT_MS 150u /* of silence; as the election has it, who also asks the others */
 struct member_view {
     const char *name, *api_address;
     bool is_self, up, leads;

@@ -154,6 +154,21 @@ def test_without_a_majority_of_etcd_calls_go_on_and_registrations_say_why(make):
     assert "hello" in {f["name"] for f in cluster.items("/v1/functions")}
 
 
+def test_one_that_is_left_alone_says_whom_it_does_not_hear(make):
+    cluster = make()
+    left = (cluster.wait_leader() + 1) % 3
+    for program in [*cluster.etcds, *(p for i, p in enumerate(cluster.control_planes) if i != left)]:
+        program.kill()
+
+    def why():
+        answer = cluster.api("GET", "/v1/status", at=left)
+        return answer.status == 503 and "does not reach the store (etcd)" in answer.text and answer.json["error"]
+    error = wait_until(why, 20, "an answer that names all that is away")
+    assert error["code"] == "no_leader"
+    for i, address in enumerate(cluster.cluster_addresses):
+        assert (address in error["message"]) == (i != left), error
+
+
 def test_with_all_control_planes_gone_warm_calls_go_on_and_cold_ones_wait(make):
     cluster = make()
     cluster.deploy("hello", {"app.py": APP}, "--min", "1", "--concurrency", "4")
