@@ -49,6 +49,8 @@ def test_the_leader_dies_under_load_and_nobody_notices(make):
     cluster.deploy("later", {"app.py": APP}, at=old)
     wait_until(lambda: cluster.call("later").status == 200, 20, "a function that was deployed after it")
     assert cluster.leader() == new, "who comes back stands by"
+    leases = http_call(int(cluster.etcd_urls[0].rsplit(":", 1)[1]), "POST", "/v3/lease/leases", {})
+    assert leases.status == 200 and "leases" not in leases.json, "nothing depends on a lease of etcd's"
 
 
 def test_no_registration_is_lost_over_many_leaders(make):
