@@ -155,10 +155,9 @@ class Program:
         return self
 
     def pid(self):
-        """Of the running process, or None."""
-        pid = self.process.pid if self.process is not None else self.cluster.remembered(self.name)
-        if self.process is not None and self.process.poll() is not None:
-            return None
+        """Of the running process, or None. Whoever has ended ours may have started another, from another terminal."""
+        is_ours = self.process is not None and self.process.poll() is None
+        pid = self.process.pid if is_ours else self.cluster.remembered(self.name)
         try:
             words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -194,11 +193,12 @@ class Program:
 
     def stop(self, seconds=60):
         """In order; the exit code, where it is our child."""
+        is_ours = self.process is not None and self.process.poll() is None
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
         if not self.wait_end(seconds):
             self.kill()
-        return self.process.returncode if self.process is not None else None
+        return self.process.returncode if is_ours else None
 
     def log(self):
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
