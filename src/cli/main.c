@@ -57,6 +57,11 @@ static const struct command *command_find_two(const char *first, const char *sec
 
 static enum err refuse_unknown(const char *name, struct error *e)
 {
+    if (name[0] == '-')
+        return error_set(e, ERR_USAGE,
+                         "the command comes first, then its flags: '%.64s' is none; "
+                         "`dirigent help` lists the commands",
+                         name);
     const char *nearest = NULL;
     size_t least = 4; /* further away it is no misspelling */
     for (size_t i = 0; i < command_count; i++) {

@@ -87,6 +87,7 @@ def test_an_error_of_the_api_is_printed_with_its_field(cli, fake):
 
 @pytest.mark.parametrize("arguments, says", [
     (["lisst"], "did you mean 'list'?"),
+    (["--api", "http://127.0.0.1:1", "list"], "the command comes first"),
     (["list", "--outpt", "json"], "did you mean --output?"),
     (["list", "-o", "xml"], "table, json or yaml"),
     (["deploy"], "dirigent deploy NAME"),
