@@ -237,9 +237,12 @@ def started(kind):
     def make(*arguments, **more):
         made.append(kind(*arguments, **more))
         return made[-1].start()
-    yield make
-    for cluster in made:
-        for program in cluster.all():
-            print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
-        bad = cluster.end()
-        assert bad == []
+    try:
+        yield make
+    finally:
+        bad = []
+        for cluster in made:
+            for program in cluster.all():
+                print(f"===== {program.name}\n{program.log()[-3000:] if 'etcd' not in program.name else ''}")
+            bad += cluster.end()
+    assert bad == []
