@@ -244,6 +244,28 @@ static void answer_failure(struct call *call, const struct function *f,
     call_free(call);
 }
 
+static void on_change_known(struct links_sync *sync)
+{
+    struct call *call = container_of(sync, struct call, sync);
+    const struct function *f = registry_get(call->cp->registry, call->change.function_id);
+    if (call->change.outcome == CHANGE_DELETED) {
+        answer_json(call->x, 200, json_pack("{s:s, s:b}", "name", call->name, "deleted", 1));
+    } else if (f == NULL) {
+        answer_error_status(call->x, 409, err_name(ERR_CONFLICT),
+                            "the function was deleted at once", NULL);
+    } else {
+        answer_function(call, f);
+        return;
+    }
+    call_free(call);
+}
+
+void answer_when_known(struct call *call)
+{
+    call->sync.on_done = on_change_known;
+    links_sync(call->cp->links, &call->sync);
+}
+
 /* Answers when there is something to say about the call's version. */
 static bool wait_settle(struct call *call)
 {
@@ -263,7 +285,10 @@ static bool wait_settle(struct call *call)
         return true;
     }
     if (view.active_version >= call->version) {
-        answer_function(call, f);
+        list_remove(&call->wait_node);
+        if (call->wait_timer.on_timer != NULL)
+            loop_timer_stop(call->cp->loop, &call->wait_timer);
+        answer_when_known(call);
         return true;
     }
     if (view.latest_version > call->version) {

@@ -145,23 +145,6 @@ static bool read_wait(struct call *call)
     return false;
 }
 
-/* Who was answered can call the function, at every data plane. */
-static void on_change_known(struct links_sync *sync)
-{
-    struct call *call = container_of(sync, struct call, sync);
-    const struct function *f = registry_get(call->cp->registry, call->change.function_id);
-    if (call->change.outcome == CHANGE_DELETED) {
-        answer_json(call->x, 200, json_pack("{s:s, s:b}", "name", call->name, "deleted", 1));
-    } else if (f == NULL) {
-        answer_error_status(call->x, 409, err_name(ERR_CONFLICT),
-                            "the function was deleted at once", NULL);
-    } else {
-        answer_function(call, f);
-        return;
-    }
-    call_free(call);
-}
-
 /* Stored (or refused): answers, or waits on. */
 static void on_change_done(struct change *change, enum err err, const struct error *e)
 {
@@ -180,12 +163,10 @@ static void on_change_done(struct change *change, enum err err, const struct err
         return;
     }
     store_awaited(call->x);
-    if (call->wait_ms > 0) {
+    if (call->wait_ms > 0)
         wait_begin(cp->api, call);
-    } else {
-        call->sync.on_done = on_change_known;
-        links_sync(cp->links, &call->sync);
-    }
+    else
+        answer_when_known(call);
 }
 
 static void begin_change(struct call *call, enum change_kind kind)

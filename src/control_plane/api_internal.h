@@ -54,6 +54,8 @@ struct api {
     uint64_t requests;
 };
 /* Answers the call when its version is ready or has failed, or its time is up. */
+/* Who was answered calls what it has changed, at every data plane. */
+void answer_when_known(struct call *call);
 void wait_begin(struct api *api, struct call *call);
 
 /* ---- handlers ---- */
