@@ -141,12 +141,11 @@ static bool refused_without_store(const struct control_plane *cp, struct http_ex
     char text[160];
     if (lost_ms < STORE_LOST_MS)
         return false;
-    (void)snprintf(
-        text, sizeof(text),
-        "{\"error\":{\"code\":\"store_unreachable\",\"message\":\"the store has not been "
-        "reached for %" PRIu64 " s: nothing was changed\"}}\n",
-        lost_ms / 1000);
-    http_exchange_answer(x, 503, "application/json", str_of(text), "Retry-After: 1\r\n");
+    (void)snprintf(text, sizeof(text),
+                   "the store has not been reached for %" PRIu64 " s: nothing was changed",
+                   lost_ms / 1000);
+    answer_json_with(x, 503, error_json("store_unreachable", text, NULL),
+                     "Cache-Control: no-store\r\nRetry-After: 1\r\n");
     return true;
 }
 

@@ -328,7 +328,6 @@ const char *api_not_ready(const struct control_plane *cp)
 /* ---- status and health ---- */
 
 /* All replicas; with the embedded store there is this one. */
-
 static json_t *control_planes_json(const struct control_plane *cp)
 {
     json_t *items = json_array();

@@ -291,6 +291,18 @@ static void tick_to(struct world *w, uint64_t now_ms)
     w->now_ms = now_ms;
 }
 
+/* Worker 1, data plane 9, and one ready sandbox of function 5. */
+static struct world world_with_one(uint64_t *ret_id)
+{
+    struct world w = world_new();
+    worker_up(&w, 1, NULL, 0);
+    data_plane_up(&w, 9);
+    function_put(&w, 5, 1, 1, 8, false);
+    *ret_id = find_order(&w, ORDER_START)->sandbox_id;
+    report(&w, 1, *ret_id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    return w;
+}
+
 TEST(waiting_requests_start_as_many_sandboxes_at_once)
 {
     struct world w = world_new();
@@ -475,12 +487,8 @@ TEST(a_worker_that_comes_back_keeps_what_it_has_and_loses_what_nobody_knows)
 
 TEST(a_worker_silent_for_its_grace_is_replaced)
 {
-    struct world w = world_new();
-    worker_up(&w, 1, NULL, 0);
-    data_plane_up(&w, 9);
-    function_put(&w, 5, 1, 1, 8, false);
-    uint64_t id = find_order(&w, ORDER_START)->sandbox_id;
-    report(&w, 1, id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    uint64_t id;
+    struct world w = world_with_one(&id);
     worker_up(&w, 2, NULL, 0);
     struct control_event closed = {.kind = EVENT_WORKER_CLOSED};
     closed.worker.worker_id = 1;
@@ -499,12 +507,8 @@ TEST(a_worker_silent_for_its_grace_is_replaced)
 /* It may live, cut off from us alone. */
 TEST(what_is_in_flight_at_a_worker_that_is_silent_is_not_cut)
 {
-    struct world w = world_new();
-    worker_up(&w, 1, NULL, 0);
-    data_plane_up(&w, 9);
-    function_put(&w, 5, 1, 1, 8, false);
-    uint64_t id = find_order(&w, ORDER_START)->sandbox_id;
-    report(&w, 1, id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    uint64_t id;
+    struct world w = world_with_one(&id);
     struct control_event closed = {.kind = EVENT_WORKER_CLOSED};
     closed.worker.worker_id = 1;
     closed.worker.silent = true;
@@ -533,12 +537,8 @@ TEST(what_is_in_flight_at_a_worker_that_is_silent_is_not_cut)
 /* That it has ended may have been lost with the connection. */
 TEST(a_data_plane_that_says_that_it_ends_a_sandbox_is_asked_for_its_word)
 {
-    struct world w = world_new();
-    worker_up(&w, 1, NULL, 0);
-    data_plane_up(&w, 9);
-    function_put(&w, 5, 1, 1, 8, false);
-    uint64_t id = find_order(&w, ORDER_START)->sandbox_id;
-    report(&w, 1, id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    uint64_t id;
+    struct world w = world_with_one(&id);
     struct known_sandbox ending = {.sandbox_id = id, .slots = 1, .is_ending = true};
     struct control_event up = {.kind = EVENT_DATA_PLANE_UP};
     up.data_plane.data_plane_id = 9;
@@ -559,12 +559,8 @@ TEST(a_data_plane_that_says_that_it_ends_a_sandbox_is_asked_for_its_word)
 
 TEST(a_deleted_function_takes_its_sandboxes_with_it)
 {
-    struct world w = world_new();
-    worker_up(&w, 1, NULL, 0);
-    data_plane_up(&w, 9);
-    function_put(&w, 5, 1, 1, 8, false);
-    uint64_t id = find_order(&w, ORDER_START)->sandbox_id;
-    report(&w, 1, id, 5, 1, SANDBOX_READY, GONE_UNKNOWN);
+    uint64_t id;
+    struct world w = world_with_one(&id);
     struct control_event gone = {.kind = EVENT_FUNCTION_DELETE};
     gone.function_delete.function_id = 5;
     step(&w, &gone);
